@@ -1,0 +1,1 @@
+"""The engines: each one a room of its own, behind `contract`."""

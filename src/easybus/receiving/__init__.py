@@ -1,0 +1,1 @@
+"""Receiving: from a fetched delivery to its outcome."""

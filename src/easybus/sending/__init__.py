@@ -1,0 +1,1 @@
+"""Sending: plain, with check-back, and from the outbox."""

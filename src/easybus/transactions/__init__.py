@@ -1,0 +1,1 @@
+"""Transactions of the caller: one small module per database library, found by the module of the object."""
