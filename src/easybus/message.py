@@ -89,8 +89,8 @@ class Message(msgspec.Struct, omit_defaults=True, kw_only=True):
             message = _decode(data)
         except Exception as error:  # msgspec, Unicode and recursion errors alike: no message
             message = _without_nulls(data, error)
-        if message.retried < 0:
-            raise EnvelopeError(f"no message: r, the times retried, is {message.retried}; it is 0 or more")
+        if not 0 <= message.retried < 1 << 63:
+            raise EnvelopeError(f"no message: r, the times retried, is {message.retried}; it is 0 or more, in 64 bits")
         return message
 
 

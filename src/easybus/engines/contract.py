@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -278,6 +279,11 @@ class IdempotencyStorage(Protocol):
         """`free`, `claimed` (a live lease) or `done`: read again after a refused completion."""
         ...
 
+    def completion(self, token: str, keep: float) -> tuple[str, tuple[Any, ...]]:
+        """The statement that completes under the token on a caller's connection to this database: it must change one
+        row, else the token is not the holder's. Raises `NotSupported` where the storage is no database."""
+        ...
+
     async def purge(self, limit: int = 1000) -> int:
         """Forget up to `limit` keys that are DONE and expired, or FREE and a day old; returns how many."""
         ...
@@ -513,6 +519,14 @@ class Engine(Protocol):
     dead_letters: DeadLetterStorage | None
     transactions: TransactionStorage | None
     outbox: OutboxStorage | None
+
+    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+        """A transaction of this engine's database as an object of `kind`, for `within=kind`; None: it has none such.
+
+        Entering begins, leaving without an error commits (an error out of leaving: it may or may not be committed),
+        leaving with one rolls back.
+        """
+        ...
 
     async def open(self) -> None:
         """Connect. Raises `Unavailable`, `Refused`, `ConfigurationError`. Opening again after `close` works."""
