@@ -27,7 +27,9 @@ MENDED_FROM = "mended-from"
 REPLAY = "easybus-replay"
 """The fence of the dead letter that this copy was replayed from: its starts are counted anew."""
 DEFERRED = "easybus-to"
-"""Where a message goes when it is due, as `topic:name` or `queue:name`: delays that the core bridges."""
+"""The topic that a message goes to when it is due: delayed topic sends that the core bridges."""
+DELAY = "easybus-delay"
+"""A half's own delay in seconds, counted from its publication; taken off when it is published."""
 
 
 class Message(msgspec.Struct, omit_defaults=True, kw_only=True):
