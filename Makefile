@@ -1,0 +1,89 @@
+# Everything runs in .venv, made here: all that a machine needs is make and Python 3.11 or later with its venv module.
+#
+#   make demo [SEED=7] [ENGINE=sqlite:///flights.db]    the example, run
+#   make test        every test that ends in 15 minutes, on this Python, then the core on the others that are installed
+#   make test-long   the tests with full figures, hours; ARGS="-k soak" picks some
+#   make bench       the benchmarks; ARGS goes to them
+#   make lint types docs                                what CI checks besides
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+ifeq ($(PYTHON),)
+$(error easybus needs Python 3.11 or later, and none is on the PATH (Debian and Ubuntu: apt-get install python3 python3-venv))
+endif
+
+RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest
+# The other Pythons: on the PATH or of pyenv, one of each version, without the one that .venv is made with.
+OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
+  $$p -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && { \
+  [ $$p = $(PYTHON) ] || echo $$v:$$p; break; }; done; done)
+
+.PHONY: demo test test-main test-alone test-others test-long bench lint types docs clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.demo
+	$(RUN) -m examples.flights $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine $(ENGINE))
+
+test: test-main test-alone test-others
+
+test-main: .venv/.test
+	$(PYTEST) -n 2 -m "not alone and not long" $(ARGS)
+
+# One at a time: these kill processes and measure time, so nothing else may want the machine.
+test-alone: .venv/.test test-main
+	$(PYTEST) -m "alone and not long" $(ARGS)
+
+test-others: test-alone
+	@for other in $(OTHERS); do $(MAKE) --no-print-directory .other V=$${other%%:*} P=$${other#*:} || exit 1; done
+
+test-long: .venv/.test
+	$(PYTEST) -m long --timeout 0 $(ARGS)
+
+bench: .venv/.test
+	$(RUN) -m benchmarks $(ARGS)
+
+lint: .venv/.test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/.test
+	.venv/bin/pyright --pythonpath $(RUN)
+	$(if $(wildcard tests/typing),.venv/bin/pyright --pythonpath $(RUN) tests/typing)
+	$(if $(wildcard tests/typing),.venv/bin/mypy)
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo "docs: site/index.html"
+
+clean:
+	rm -rf .venv .venv-3.* site dist
+
+# ------------------------------------------------------------------------------------------------ the environments
+
+.venv/.made:
+	@$(PYTHON) -m venv --clear .venv || { echo >&2; \
+	  echo "$(PYTHON) cannot make a virtual environment; Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+.venv/.demo: .venv/.made pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[cli]'
+	@touch $@
+
+.venv/.test: .venv/.made pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test]'
+	@touch $@
+
+.venv/.docs: .venv/.made pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[cli,docs]'
+	@touch $@
+
+.PHONY: .other
+.other: .venv-$(V)/.test
+	@echo "--- Python $(V)"
+	.venv-$(V)/bin/python -m pytest -n 2 -m "not alone and not long" tests/unit tests/contracts
+
+.venv-$(V)/.test: pyproject.toml
+	$(P) -m venv --clear .venv-$(V)
+	.venv-$(V)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[all,test]'
+	@touch $@
