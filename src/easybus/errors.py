@@ -1,27 +1,27 @@
 """Every error of easybus, in one tree.
 
-    EasybusError
-    ├── ConfigurationError        wrong use, found before anything is sent or handled
-    │   ├── MissingExtra          an optional package is not installed
-    │   ├── NotOpen               the bus is not open, or belongs to another event loop
-    │   └── NotSupported          this engine or storage cannot do what is asked
-    ├── PayloadError              a value does not fit the topic's or queue's types
-    ├── EnvelopeError             bytes that are no message
-    ├── SendError                 not confirmed; `.failed` holds the messages, to be sent again
-    │   └── Unroutable            require=True, and no queue is bound for this route key
-    └── EngineError               what a broker or a database said
-        ├── Unavailable           it cannot be reached now: trying again may help
-        └── Refused               it will not take this: trying again does not help
-            ├── TooLarge          over the engine's limit for a message
-            ├── BadName           a name that the engine cannot hold
-            ├── BadDelay          negative, or longer than the longest delay
-            ├── NotDeclared       no such queue or topic
-            └── DeclaredOtherwise it exists with other settings
+EasybusError
+├── ConfigurationError        wrong use, found before anything is sent or handled
+│   ├── MissingExtra          an optional package is not installed
+│   ├── NotOpen               the bus is not open, or belongs to another event loop
+│   └── NotSupported          this engine or storage cannot do what is asked
+├── PayloadError              a value does not fit the topic's or queue's types
+├── EnvelopeError             bytes that are no message
+├── SendError                 not confirmed; `.failed` holds the messages, to be sent again
+│   └── Unroutable            require=True, and no queue is bound for this route key
+└── EngineError               what a broker or a database said
+    ├── Unavailable           it cannot be reached now: trying again may help
+    └── Refused               it will not take this: trying again does not help
+        ├── TooLarge          over the engine's limit for a message
+        ├── BadName           a name that the engine cannot hold
+        ├── BadDelay          negative, or longer than the longest delay
+        ├── NotDeclared       no such queue or topic
+        └── DeclaredOtherwise it exists with other settings
 
-    Signal                        raised by users to steer, never by easybus
-    ├── Retry                     in a handler: again, later
-    ├── Reject                    in a handler: dead letter, now
-    └── Rollback                  in `async with topic.transaction(...)`: discard the message
+Signal                        raised by users to steer, never by easybus
+├── Retry                     in a handler: again, later
+├── Reject                    in a handler: dead letter, now
+└── Rollback                  in `async with topic.transaction(...)`: discard the message
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class DeclaredOtherwise(Refused):
     """The queue or topic exists with other settings."""
 
 
-class Signal(Exception):  # noqa: N818 - not an error: users raise it to say what is to happen
+class Signal(Exception):
     """What users raise to steer a handler or a transaction."""
 
 

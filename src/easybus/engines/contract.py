@@ -429,7 +429,9 @@ class TransactionStorage(Protocol):
         """Remove it; False: the token is not the last."""
         ...
 
-    async def postpone(self, id: str, token: str, delay: float, *, checked: bool, parked: bool, error: str = "") -> bool:
+    async def postpone(
+        self, id: str, token: str, delay: float, *, checked: bool, parked: bool, error: str = ""
+    ) -> bool:
         """To be asked again in `delay` seconds; `checked` counts one more unanswered check."""
         ...
 
