@@ -1,0 +1,84 @@
+"""A clock that a test moves by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from math import isfinite
+from typing import Any
+
+__all__ = ["VirtualClock", "VirtualTimer"]
+
+START = 1_767_225_600.0
+"""2026-01-01T00:00:00Z."""
+
+
+class VirtualTimer:
+    """A call that a `VirtualClock` owes; one that was made or cancelled is `None`."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], Any]) -> None:
+        self.callback: Callable[[], Any] | None = callback
+
+    def cancel(self) -> None:
+        """Never call, if it has not been called yet."""
+        self.callback = None
+
+
+class VirtualClock:
+    """Time that stands still until it is moved. Calls come in the order of their times, then of their asking.
+
+        while (when := clock.next_due()) is not None and when <= until:
+            clock.advance_to(when)
+            clock.run_due()
+            ...  # let the event loop run until nothing more happens
+
+    Moving it and calling are two steps, so that a test can look between them.
+    """
+
+    def __init__(self, start: float = START) -> None:
+        """`start`: seconds since 1970."""
+        self._now = float(start)
+        self._timers: list[tuple[float, int, VirtualTimer]] = []
+        self._order = count()
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self._now
+
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> VirtualTimer:
+        """Owe a call in `delay` seconds; one that is not after now is due at once, and still waits for `run_due`.
+
+        Raises:
+            ValueError: the delay is not a finite number.
+        """
+        if not isfinite(delay):
+            raise ValueError(f"a call in {delay} seconds would never come, or never rest")
+        timer = VirtualTimer(callback)
+        heappush(self._timers, (self._now + max(0.0, delay), next(self._order), timer))
+        return timer
+
+    def next_due(self) -> float | None:
+        """When the next call is owed (seconds since 1970), or None if none is."""
+        while self._timers and self._timers[0][2].callback is None:
+            heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def advance_to(self, when: float) -> None:
+        """Move to `when` (seconds since 1970), calling nothing; a time that is past moves nothing."""
+        self._now = max(self._now, when)
+
+    def run_due(self) -> int:
+        """Make the calls that are due, and return how many; those that they ask for wait for the next time."""
+        due: list[VirtualTimer] = []
+        while (when := self.next_due()) is not None and when <= self._now:
+            due.append(heappop(self._timers)[2])
+        called = 0
+        for timer in due:
+            callback, timer.callback = timer.callback, None
+            if callback is not None:  # an earlier one of these may have cancelled it
+                callback()
+                called += 1
+        return called
