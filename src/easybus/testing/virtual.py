@@ -72,13 +72,11 @@ class VirtualClock:
 
     def run_due(self) -> int:
         """Make the calls that are due, and return how many; those that they ask for wait for the next time."""
-        due: list[VirtualTimer] = []
-        while (when := self.next_due()) is not None and when <= self._now:
-            due.append(heappop(self._timers)[2])
-        called = 0
-        for timer in due:
+        called, first_new = 0, next(self._order)
+        while (when := self.next_due()) is not None and when <= self._now and self._timers[0][1] < first_new:
+            timer = heappop(self._timers)[2]
             callback, timer.callback = timer.callback, None
-            if callback is not None:  # an earlier one of these may have cancelled it
+            if callback is not None:
                 callback()
                 called += 1
         return called
