@@ -1,0 +1,198 @@
+"""What a person or a script reads: tables, JSON, errors.
+
+Payloads, names and errors come from anywhere, so all of them pass `visible`: no byte of theirs reaches the terminal
+as a control sequence, and none is read as rich's markup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import difflib
+import functools
+import json
+import os
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import datetime
+from typing import Any, ParamSpec
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import EasybusError
+
+P = ParamSpec("P")
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Failure(EasybusError):
+    """What the command cannot do, in a sentence for the person who typed it."""
+
+
+class Misused(EasybusError):
+    """Wrong usage: exit 2."""
+
+
+def visible(text: str) -> str:
+    """The text with every character that steers a terminal, or cannot be seen, as its escape."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(char) if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    # Cc, Cf: controls and formats (bidi overrides too); Cs, Cn, Co: not printable; Zl, Zp: line ends of Unicode.
+    return unicodedata.category(char) in {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    short = {9: "\\t", 10: "\\n", 13: "\\r"}.get(code)
+    return short or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}")
+
+
+def visible_bytes(data: bytes) -> str:
+    """Payload bytes in lines for a person: JSON laid out, text as it is, other bytes escaped."""
+    try:
+        text = msgspec.json.format(data, indent=2).decode() if data else ""
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = data.decode("utf-8", "backslashreplace")
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def payload_fields(data: bytes) -> dict[str, Any]:
+    """A payload for `--json`: as text where it is UTF-8, else as base64."""
+    try:
+        return {"payload": data.decode()}
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(data).decode()}
+
+
+def hidden(text: str) -> str:
+    """The text without the passwords of URLs in it."""
+    text = re.sub(r"(://[^\s/?#:@]*):[^\s/?#]*@", r"\1:***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def close_to(wanted: str, known: Iterable[str], kind: str) -> str:
+    """The end of an error's sentence: what there is instead of `wanted`, the closest first."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if not names:
+        return f"there are no {kind}"
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"there are the {kind} {shown}"
+
+
+def when(seconds: float) -> str:
+    """A moment, as the reader's clock shows it."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"
+
+
+def ago(seconds: float) -> str:
+    """How long since this moment (or until it, as `in 5s`), in the largest unit that fits."""
+    if not seconds:
+        return "-"
+    passed = time.time() - seconds
+    size = abs(passed)
+    text = next(
+        (f"{size / unit:.0f}{letter}" for letter, unit in (("d", 86_400), ("h", 3600), ("m", 60)) if size >= unit),
+        f"{size:.0f}s",
+    )
+    return f"{text} ago" if passed >= 0 else f"in {text}"
+
+
+def duration(text: str) -> float:
+    """Seconds of `90`, `30s`, `5m`, `2h`, `7d` or `1.5h`.
+
+    Raises:
+        Misused: it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d|w|)\s*", text)
+    if not found:
+        raise Misused(f"{text!r} is no length of time; write 30s, 5m, 2h or 7d")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[found[2]]
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table: numbers to the right, everything else to the left, None as `-`."""
+    built = Table(box=None, pad_edge=False, header_style="bold")
+    filled = list(rows)
+    for column, heading in enumerate(headings):
+        numbers = bool(filled) and all(isinstance(row[column], int | float | None) for row in filled)
+        built.add_column(Text(heading), justify="right" if numbers else "left", overflow="fold", no_wrap=column == 0)
+    for row in filled:
+        built.add_row(*(Text("-" if cell is None else visible(str(cell))) for cell in row))
+    return built
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables go. Not to a terminal: no colours, and lines as long as they need to be."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 10_000
+    return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]], nothing: str) -> None:
+    """Print a table, or this sentence if it has no rows."""
+    if rows:
+        console().print(table(headings, rows))
+    else:
+        say(nothing)
+
+
+def say(text: str) -> None:
+    """One line for the person; what is in it from outside is escaped."""
+    print(visible(text))
+
+
+def note(text: str) -> None:
+    """A line beside the output, on stderr."""
+    print(visible(hidden(text)), file=sys.stderr)
+
+
+def show_json(value: object) -> None:
+    """One line of JSON, in ASCII, so that it is safe on any terminal."""
+    print(json.dumps(value, ensure_ascii=True, default=str))
+
+
+def fail(error: EasybusError) -> typer.Exit:
+    """Say what is wrong on stderr; the exit to raise."""
+    print(f"easybus: {visible(hidden(str(error)))}", file=sys.stderr)
+    return typer.Exit(WRONG_USAGE if isinstance(error, Misused) else FAILED)
+
+
+def guarded(function: Callable[P, Coroutine[Any, Any, None] | None]) -> Callable[P, None]:
+    """The command with its expected errors as one line on stderr; an async one runs on a loop of its own."""
+
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            result = function(*args, **kwargs)
+            if result is not None:
+                asyncio.run(result)
+        except EasybusError as error:
+            raise fail(error) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(0) from None
+
+    return command
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless `--yes`; anything but a yes ends the command with 1."""
+    if not yes and not typer.confirm(visible(question), err=True):
+        raise Failure("nothing was changed")
