@@ -95,6 +95,7 @@ class Transaction(AbstractAsyncContextManager[Message]):
         """
         if points.hook is not None:
             await points.reach("half.storing")
+        first = self._clock.time() + self._timeout / 3
         try:
             self._token, stood = await self._storage.store(self._half, self._timeout)
         except Unavailable as error:
@@ -104,7 +105,7 @@ class Transaction(AbstractAsyncContextManager[Message]):
         self._ours_alone = not stood
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
-        self._extender = loop.create_task(self._extend(self._ended), name=f"easybus extends {self._half.id}")
+        self._extender = loop.create_task(self._extend(self._ended, first), name=f"easybus extends {self._half.id}")
         if points.hook is not None:
             try:
                 await points.reach("half.stored")
@@ -142,16 +143,16 @@ class Transaction(AbstractAsyncContextManager[Message]):
 
     # ------------------------------------------------------------------------------------------------ while it lives
 
-    async def _extend(self, ended: asyncio.Future[None]) -> None:
-        every = self._timeout / 3
-        pause = every
-        while not await wait(self._clock, ended, pause):
+    async def _extend(self, ended: asyncio.Future[None], due: float) -> None:
+        """`due`: the clock's time of the first extension; a loop that was held up until later extends at once."""
+        while not await wait(self._clock, ended, due - self._clock.time()):
+            now = self._clock.time()
             try:
                 await self._hold()
-                pause = every
+                due = now + self._timeout / 3
             except Exception as error:
                 self._logger.debug("the half %s cannot be extended now: %s", self._half.id, error)
-                pause = min(every, _TRY_AGAIN)
+                due = now + min(self._timeout / 3, _TRY_AGAIN)
 
     async def _hold(self) -> None:
         if not await self._storage.postpone(self._half.id, self._token, self._timeout, checked=False, parked=False):
