@@ -9,6 +9,7 @@ from easybus.engines.contract import Engine
 from easybus.engines.registry import create
 from easybus.message import new_id
 from easybus.testing.driver_contract import DriverContract
+from easybus.testing.storage_contract import StorageContract
 
 
 class Memory:
@@ -34,4 +35,8 @@ class Memory:
 
 
 class TestDriver(Memory, DriverContract):
+    pass
+
+
+class TestStorages(Memory, StorageContract):
     pass
