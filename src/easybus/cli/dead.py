@@ -40,7 +40,7 @@ ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only where t
 OlderOption = Annotated[str | None, typer.Option("--older", metavar="TIME", help="Only failed longer ago: 30m, 2h.")]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The message's id, or the letter's key.")]
 IdsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID]...", help="Message ids, or letters' keys.", show_default=False)
+    list[str] | None, typer.Argument(metavar="ID", help="Message ids, or letters' keys.", show_default=False)
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Every letter (of --queue, if that is given).")]
 
