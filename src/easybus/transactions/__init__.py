@@ -1,1 +1,104 @@
-"""Transactions of the caller: one small module per database library, found by the module of the object."""
+"""Transactions of the caller, that a message can ride in: one small module for each database library.
+
+A library is found by the module of the object's class, and never imported unasked. A new one = one module here with
+`adapt(obj) -> CallerTransaction`, and one line in `LIBRARIES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ..errors import ConfigurationError
+
+__all__ = ["LIBRARIES", "CallerTransaction", "Target", "check", "find"]
+
+LIBRARIES: Mapping[str, tuple[str, str]] = {
+    # module of the class: (module here, what users pass)
+    "sqlite3": ("stdlib_sqlite", "sqlite3.Connection"),
+    "apsw": ("apsw_sqlite", "apsw.Connection"),
+}
+
+
+class CallerTransaction(Protocol):
+    """A caller's connection or session, in the middle of the caller's transaction. It is never committed here."""
+
+    library: str
+    """The database library, as in `LIBRARIES`."""
+    is_async: bool
+    """Whether `execute`, `fetch_one` and `identity` return awaitables: then nothing else may call them plainly."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can no longer be used."""
+        ...
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether an INSERT now would wait for the caller's commit; False: it would be committed at once."""
+        ...
+
+    def execute(self, statement: str, params: Sequence[Any] = ()) -> Any:
+        """Run one statement inside the caller's transaction; returns how many rows it changed."""
+        ...
+
+    def fetch_one(self, statement: str, params: Sequence[Any] = ()) -> Any:
+        """The first row, or None."""
+        ...
+
+    def identity(self, statement: str) -> Any:
+        """What an outbox's identity statement returns here; None where it cannot run: another database."""
+        ...
+
+    def on_commit(self, wake: Callable[[], Any]) -> bool:
+        """Call `wake` after the commit; False: this library has no such hook, relays find the rows by looking."""
+        ...
+
+
+class Target(Protocol):
+    """What `check` asks of an outbox."""
+
+    def identity(self) -> tuple[str, str]:
+        """The statement, and its value on a connection to the outbox's own database."""
+        ...
+
+
+def find(obj: object) -> CallerTransaction:
+    """The transaction that `obj` stands for. Raises `ConfigurationError` for what is not supported."""
+    for base in type(obj).__mro__:
+        known = LIBRARIES.get(base.__module__.partition(".")[0])
+        if known is not None and known[1].endswith(f".{base.__name__}"):
+            module = importlib.import_module(f"{__name__}.{known[0]}")
+            found: CallerTransaction = module.adapt(obj)
+            return found
+    supported = ", ".join(name for _, name in LIBRARIES.values())
+    kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
+    raise ConfigurationError(f"within= takes a connection ({supported}), not a {kind}")
+
+
+def check(tx: CallerTransaction, outbox: Target) -> None:
+    """Raises `ConfigurationError`, with the line to write, unless rows written through `tx` reach this outbox if, and
+    only if, the caller commits. For transactions that are not async."""
+    if tx.closed:
+        raise ConfigurationError("within=: this connection is closed; pass the one that your statements run on")
+    library: str | None = getattr(outbox, "library", None)
+    if library is not None and library != tx.library:
+        there: str = getattr(outbox, "url", "the database")
+        option = "" if tx.library == "apsw" else f"?library={tx.library}"
+        raise ConfigurationError(
+            f"within=: this connection is of {tx.library}, and the bus has {there} open with {library}: two SQLite "
+            f"libraries on one file in one process lose data. Either connect with {library}.Connection, or write the "
+            f"bus's URL as {there.partition('?')[0]}{option}"
+        )
+    if not tx.in_transaction:
+        raise ConfigurationError(
+            "within=: no transaction is open on this connection, so the message would not wait for your commit; begin "
+            'one first: connection.execute("BEGIN IMMEDIATE")'
+        )
+    statement, value = outbox.identity()
+    if tx.identity(statement) != value:
+        raise ConfigurationError(
+            "within=: this connection is to another database than the bus's storage; write "
+            "Bus(url, storage=URL of that database), or name it in Bus(databases=[...])"
+        )

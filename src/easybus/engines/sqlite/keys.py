@@ -1,0 +1,174 @@
+"""Idempotency keys.
+
+    FREE(0) → CLAIMED(1, token, until_at = lease) → DONE(2, until_at = expiry)       failure: CLAIMED → FREE
+    CLAIMED past its lease → CLAIMED under a new token; DONE past its expiry counts as not there
+
+A token is `<row>-<random>`: the row is found without an index of its own, and never held by a token of another claim.
+The renewal of a lease touches `until_at` alone; what acts under a token never reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...clock import Clock
+from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
+from .connect import Connection
+from .stamps import to_microseconds
+from .writer import Writer
+
+FREE, CLAIMED, DONE = 0, 1, 2
+_DAY = 86_400 * 1_000_000
+_CHUNK = 200
+
+_BUSY, _DONE, _CONFLICT = Busy(), Done(), Conflict()
+
+_LAST = 'SELECT coalesce(max(id), 0) FROM "easybus_key"'
+_FIND = 'SELECT key, id, digest, state, starts, replay, until_at FROM "easybus_key" WHERE queue = ? AND key IN (%s)'
+_ADD = (
+    'INSERT INTO "easybus_key" (id, queue, key, digest, token, state, starts, replay, until_at) '
+    "VALUES (?, ?, ?, ?, ?, 1, 1, ?, ?)"
+)
+_TAKE = (  # inside the transaction that read the row
+    'UPDATE "easybus_key" SET digest = ?, token = ?, state = 1, starts = ?, replay = ?, until_at = ? WHERE id = ?'
+)
+_COMPLETE = 'UPDATE "easybus_key" SET state = 2, starts = 0, until_at = ? WHERE id = ? AND token = ? AND state = 1'
+_RELEASE = 'UPDATE "easybus_key" SET state = 0, starts = 0, until_at = ? WHERE id = ? AND token = ? AND state = 1'
+_RENEW = 'UPDATE "easybus_key" SET until_at = ? WHERE id = ? AND token = ? AND state = 1'
+_LOOKUP = 'SELECT state, until_at FROM "easybus_key" WHERE queue = ? AND key = ?'
+_PURGE = (
+    'DELETE FROM "easybus_key" WHERE id IN '
+    '(SELECT id FROM "easybus_key" WHERE state <> 1 AND until_at <= ? ORDER BY until_at LIMIT ?)'
+)
+
+
+class SqliteKeys:
+    """The idempotency storage."""
+
+    def __init__(self, clock: Clock, writer: Callable[[], Writer]) -> None:
+        self._clock = clock
+        self._writer = writer
+
+    def _now(self) -> int:
+        return int(self._clock.time() * 1e6)
+
+    async def claim(self, batch: Sequence[Claim]) -> list[ClaimResult]:
+        def undo(results: list[ClaimResult]) -> None:  # the caller was cancelled: nobody will handle these
+            tokens = [result.token for result in results if isinstance(result, Claimed)]
+            if tokens:
+                self._writer().call(lambda connection: release_keys(connection, tokens, self._now()), durable=True)
+
+        return await self._writer().call(
+            lambda connection: claim_keys(connection, batch, self._now()), durable=True, undo=undo
+        )
+
+    async def renew(self, tokens: Sequence[str], lease: float) -> list[bool]:
+        def work(connection: Connection) -> list[bool]:
+            until = self._now() + to_microseconds(lease)
+            return [connection.run(_RENEW, (until, *row_of(token))) == 1 for token in tokens]
+
+        return await self._writer().call(work)
+
+    async def complete(self, batch: Sequence[tuple[str, float]]) -> list[bool]:
+        return await self._writer().call(lambda connection: complete_keys(connection, batch, self._now()), durable=True)
+
+    async def release(self, tokens: Sequence[str]) -> list[bool]:
+        return await self._writer().call(lambda connection: release_keys(connection, tokens, self._now()), durable=True)
+
+    async def lookup(self, queue: str, id: str) -> str:
+        def look(connection: Connection) -> str:
+            found = connection.rows(_LOOKUP, (queue, id))
+            if not found or found[0][0] == FREE or found[0][1] <= self._now():
+                return "free"
+            return "done" if found[0][0] == DONE else "claimed"
+
+        return await self._writer().read(look)
+
+    def completion(self, token: str, keep: float) -> tuple[str, tuple[Any, ...]]:
+        return _COMPLETE, (self._now() + to_microseconds(keep), *row_of(token))
+
+    async def purge(self, limit: int = 1000) -> int:
+        return await self._writer().call(lambda connection: connection.run(_PURGE, (self._now(), limit)))
+
+
+def row_of(token: str) -> tuple[int, str]:
+    """The row that a token names, and the token; row 0, which is none, for what is no token."""
+    number, _, _ = token.partition("-")
+    return (int(number) if number.isascii() and number.isdecimal() and len(number) < 19 else 0), token
+
+
+def claim_keys(connection: Connection, batch: Sequence[Claim], now: int) -> list[ClaimResult]:
+    """Claim, in the writer's transaction, in which nobody else changes a row between the look and the write."""
+    known = _find(connection, batch)
+    secrets = os.urandom(12 * len(batch)).hex()
+    added: list[tuple[Any, ...]] = []
+    taken: list[tuple[Any, ...]] = []
+    held: dict[tuple[str, str], bytes] = {}  # claimed in this very batch
+    results: list[ClaimResult] = []
+    last = connection.rows(_LAST)[0][0]
+    for at, claim in enumerate(batch):
+        key = (claim.queue, claim.id)
+        if key in held:
+            results.append(_BUSY if held[key] == claim.digest else _CONFLICT)
+            continue
+        until = now + to_microseconds(claim.lease)
+        secret = secrets[24 * at : 24 * at + 24]
+        found = known.get(key)
+        if found is None:
+            last += 1
+            token = f"{last}-{secret}"
+            added.append((last, claim.queue, claim.id, claim.digest, token, claim.replay, until))
+            held[key] = claim.digest
+            results.append(Claimed(token, False, 1))
+            continue
+        row, digest, state, starts, replay, until_at = found
+        forgotten = state == DONE and until_at <= now
+        if digest != claim.digest and not forgotten:
+            results.append(_CONFLICT)
+        elif state != FREE and until_at > now:
+            results.append(_BUSY if state == CLAIMED else _DONE)
+        else:
+            again = claim.replay and claim.replay != replay
+            starts = 1 if again or forgotten else starts + 1
+            token = f"{row}-{secret}"
+            taken.append((claim.digest, token, starts, claim.replay or replay, until, row))
+            held[key] = claim.digest
+            results.append(Claimed(token, not forgotten, starts))
+    if added:
+        connection.many(_ADD, added)
+    if taken:
+        connection.many(_TAKE, taken)
+    return results
+
+
+def _find(connection: Connection, batch: Sequence[Claim]) -> dict[tuple[str, str], tuple[Any, ...]]:
+    by_queue: dict[str, list[str]] = {}
+    for claim in batch:
+        by_queue.setdefault(claim.queue, []).append(claim.id)
+    found: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for queue, ids in by_queue.items():
+        for start in range(0, len(ids), _CHUNK):
+            part = ids[start : start + _CHUNK]
+            part += [part[-1]] * (
+                _padded(len(part)) - len(part)
+            )  # few shapes of the statement, so each is prepared once
+            for row in connection.rows(_FIND % ",".join("?" * len(part)), (queue, *part)):
+                found[queue, row[0]] = row[1:]
+    return found
+
+
+def _padded(count: int) -> int:
+    return next(size for size in (1, 4, 20, 60, _CHUNK) if size >= count)
+
+
+def complete_keys(connection: Connection, batch: Sequence[tuple[str, float]], now: int) -> list[bool]:
+    """CLAIMED → DONE, each under its token, in the writer's transaction."""
+    run = connection.run
+    return [run(_COMPLETE, (now + to_microseconds(keep), *row_of(token))) == 1 for token, keep in batch]
+
+
+def release_keys(connection: Connection, tokens: Sequence[str], now: int) -> list[bool]:
+    """CLAIMED → FREE, each under its token, in the writer's transaction."""
+    return [connection.run(_RELEASE, (now + _DAY, *row_of(token))) == 1 for token in tokens]

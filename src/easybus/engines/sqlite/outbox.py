@@ -1,0 +1,186 @@
+"""The outbox: rows that callers' transactions commit, for relays to publish.
+
+Which rows were committed together? SQLite has one writer at a time, and ids only grow. Before a caller's rows are
+written, the last *committed* id is read on a connection of our own; rows of this process beyond it, as the caller's
+connection sees them, can only be the caller's own uncommitted ones, so a new row takes over their transaction's name:
+
+    send ─ committed: 41 ─ nobody beyond 41       → row 42, transaction A
+    send ─ committed: 41 ─ row 42 is mine, of A   → row 43, transaction A          COMMIT
+    send ─ committed: 43 ─ nobody beyond 43       → row 44, transaction B
+
+Rows of one transaction always share its name. (Two transactions of one process may come to share one, if one commits
+between the other's reading and writing: then they go out one after the other, which is harmless.) A claim takes whole
+transactions, oldest first; so the order within a transaction is kept by any number of relays. Position is the row's id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...clock import Clock, wait
+from ..contract import OutboxRow, Publication
+from . import schema
+from .connect import Connection, Row
+from .stamps import from_microseconds, to_microseconds
+from .writer import WRITE, Writer
+
+_COLUMNS = (
+    'id, "transaction", to_topic, name, body, route_key, delay, dedupe_id, require, token, failures, error, created_at'
+)
+_COMMITTED = "SELECT seq FROM sqlite_sequence WHERE name = 'easybus_outbox'"
+_WRITE_ROW = (  # the next row of the caller's transaction
+    'INSERT INTO "easybus_outbox" (service, writer, "transaction", to_topic, name, body, route_key, delay, dedupe_id, '
+    'require, created_at) VALUES (?1, ?2, coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ?3 '
+    "AND writer = ?2 AND service = ?1 ORDER BY id DESC LIMIT 1), ?4), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+)
+_FREE = (  # rows of transactions of which no row is claimed or backed off, oldest first
+    'SELECT "transaction" FROM "easybus_outbox" AS row WHERE service = ?1 AND parked = 0 AND due_at <= ?2 '
+    'AND NOT EXISTS (SELECT 1 FROM "easybus_outbox" AS other WHERE other."transaction" = row."transaction" '
+    "AND other.service = ?1 AND other.parked = 0 AND other.due_at > ?2) ORDER BY id LIMIT ?3"
+)
+_CLAIM = (
+    'UPDATE "easybus_outbox" SET token = ?1, due_at = ?2 WHERE service = ?3 AND parked = 0 '  # noqa: S608
+    f'AND "transaction" IN (SELECT value FROM json_each(?4)) RETURNING {_COLUMNS}'
+)
+_DELETE = 'DELETE FROM "easybus_outbox" WHERE id = ? AND token = ?'
+_RELEASE = (
+    "UPDATE \"easybus_outbox\" SET token = '', due_at = ?, failures = failures + ?, error = ? "
+    'WHERE "transaction" = ? AND token = ?'
+)
+_PARK = (
+    "UPDATE \"easybus_outbox\" SET token = '', due_at = 0, parked = 1, failures = failures + 1, error = ? "
+    'WHERE "transaction" = ? AND token = ?'
+)
+_UNPARK = (
+    "UPDATE \"easybus_outbox\" SET parked = 0, due_at = 0, token = '', error = '' "
+    'WHERE "transaction" = ? AND parked = 1'
+)
+_FIND = (
+    f'SELECT {_COLUMNS} FROM "easybus_outbox" WHERE (?1 IS NULL OR service = ?1) '  # noqa: S608
+    "AND (?2 = 0 OR parked = 1) ORDER BY id LIMIT ?3"
+)
+
+_CHANGED = "\0outbox"  # no queue has this name
+
+
+class SqliteOutbox:
+    """The outbox storage."""
+
+    def __init__(self, clock: Clock, writer: Callable[[], Writer]) -> None:
+        self._clock = clock
+        self._writer = writer
+        self._name = os.urandom(8).hex()
+
+    @property
+    def library(self) -> str:
+        """The SQLite library that this process opened the file with: a caller's connection must be of the same."""
+        return self._writer().location.library
+
+    @property
+    def url(self) -> str:
+        """Which database this is, for errors."""
+        return self._writer().location.url
+
+    def _now(self) -> int:
+        return int(self._clock.time() * 1e6)
+
+    def statements(self, service: str, batch: Sequence[Publication]) -> list[tuple[str, tuple[Any, ...]]]:
+        committed = self._writer().reader.value(_COMMITTED) or 0
+        transaction, now = os.urandom(12).hex(), self._now()
+        return [
+            (
+                _WRITE_ROW,
+                (
+                    service,
+                    self._name,
+                    committed,
+                    transaction,
+                    int(item.to_topic),
+                    item.name,
+                    item.body,
+                    item.route_key,
+                    item.delay,
+                    item.dedupe_id,
+                    int(item.require),
+                    now,
+                ),
+            )
+            for item in batch
+        ]
+
+    def identity(self) -> tuple[str, str]:
+        return schema.IDENTITY, self._writer().identity
+
+    async def claim(self, service: str, limit: int, lease: float) -> list[OutboxRow]:
+        def look(connection: Connection) -> Any:
+            return WRITE if connection.rows(_FREE, (service, self._now(), 1)) else []
+
+        def work(connection: Connection) -> list[OutboxRow]:
+            now, token = self._now(), os.urandom(12).hex()
+            free = list(dict.fromkeys(row[0] for row in connection.rows(_FREE, (service, now, limit))))
+            claimed = connection.rows(_CLAIM, (token, now + to_microseconds(lease), service, json.dumps(free)))
+            place = {transaction: at for at, transaction in enumerate(free)}
+            return [_read(row) for row in sorted(claimed, key=lambda row: (place[row[1]], row[0]))]
+
+        return await self._writer().call(work, durable=True, peek=look)
+
+    async def delete(self, rows: Sequence[tuple[str, str]]) -> int:
+        numbered = [(int(row), token) for row, token in rows]
+        return await self._writer().call(
+            lambda connection: sum(connection.run(_DELETE, row) for row in numbered), durable=True
+        )
+
+    async def release(self, transaction: str, token: str, delay: float, error: str = "") -> None:
+        def work(connection: Connection) -> None:
+            due = self._now() + to_microseconds(delay)
+            connection.run(_RELEASE, (due, int(bool(error)), error, transaction, token))
+            self._writer().touched.add(_CHANGED)
+
+        await self._writer().call(work)
+
+    async def park(self, transaction: str, token: str, error: str) -> None:
+        await self._writer().call(lambda connection: connection.run(_PARK, (error, transaction, token)), durable=True)
+
+    async def unpark(self, transaction: str) -> bool:
+        def work(connection: Connection) -> bool:
+            self._writer().touched.add(_CHANGED)
+            return connection.run(_UNPARK, (transaction,)) > 0
+
+        return await self._writer().call(work, durable=True)
+
+    async def find(self, service: str | None = None, *, parked: bool = False, limit: int = 100) -> list[OutboxRow]:
+        return await self._writer().read(
+            lambda connection: [_read(row) for row in connection.rows(_FIND, (service, int(parked), limit))]
+        )
+
+    async def wait(self, seconds: float) -> None:
+        watcher = self._writer().watchers.watch(_CHANGED)
+        try:
+            await self._writer().read(lambda connection: None)  # the thread begins to look abroad
+            await wait(self._clock, watcher, seconds)
+        finally:
+            self._writer().watchers.forget(_CHANGED, watcher)
+
+
+def _read(row: Row) -> OutboxRow:
+    return OutboxRow(
+        id=str(row[0]),
+        transaction=row[1],
+        position=row[0],
+        publication=Publication(
+            to_topic=bool(row[2]),
+            name=row[3],
+            body=row[4],
+            route_key=row[5],
+            delay=row[6],
+            dedupe_id=row[7],
+            require=bool(row[8]),
+        ),
+        token=row[9],
+        failures=row[10],
+        error=row[11],
+        created=from_microseconds(row[12]),
+    )
