@@ -171,7 +171,7 @@ class Checkback:
                 pause = 0.0 if checked == _ROUND else self._poll()
             except Exception as error:
                 pause = outage.failed(error)
-            await sleep(self._clock, pause)
+            await sleep(self._clock, pause, poll=True)
 
     def _poll(self) -> float:
         shortest = min((policy.timeout for _, policy in self._answers.values()), default=_LONGEST_POLL)

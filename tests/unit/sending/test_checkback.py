@@ -308,16 +308,21 @@ async def test_the_loop_survives_an_outage_with_one_line_down_and_one_up(
     running.cancel()
 
 
-async def test_one_half_whose_storing_fails_holds_up_no_other(world: Any, order: Message) -> None:
+async def test_one_half_whose_storing_fails_cuts_no_other_check_short(world: Any, order: Message) -> None:
+    async def committed(message: Message) -> bool:
+        if message.id != "n-0":
+            await asyncio.sleep(0.02)
+        return True
+
+    world.checkback.answer("orders", committed, CheckPolicy())
     for number in range(5):
-        message = Message(id=f"n-{number}", payload=b"1")
-        await left_behind(world, message)
-    world.truth = True
+        await left_behind(world, Message(id=f"n-{number}", payload=b"1"))
     world.storage.failing("remove", 1)
     with pytest.raises(Unavailable):
         await check(world)
+    assert not world.checkback.busy
     assert len(await world.arrived()) == 5
-    assert len(await world.storage.find()) == 1
+    assert [half.id for half in await world.storage.find()] == ["n-0"]
 
 
 async def test_more_halves_than_one_round_are_all_asked_about(world: Any) -> None:

@@ -308,6 +308,40 @@ async def test_an_extension_takes_the_half_back_from_a_checker(world: Any, order
     assert await world.arrived() == [order]
 
 
+async def test_rollback_after_extensions_that_nobody_disturbed_discards(world: Any, order: Message) -> None:
+    async with world.checkback.transaction("orders", order):
+        await world.advance(TIMEOUT)
+        raise Rollback
+    assert await world.half() is None
+
+
+async def test_an_extension_under_way_ends_before_the_half_is_removed(world: Any, order: Message) -> None:
+    going_on = asyncio.Event()
+    postpone = world.storage._target.postpone
+
+    async def slow(*args: Any, **kwargs: Any) -> bool:
+        await going_on.wait()
+        return await postpone(*args, **kwargs)
+
+    async def work() -> None:
+        async with world.checkback.transaction("orders", order):
+            world.storage._target.postpone = slow
+            await world.advance(TIMEOUT / 3)
+
+    working = asyncio.create_task(work())
+    published: list[Message] = []
+    async with asyncio.timeout(5):
+        while not published:
+            await world.advance(0)
+            published = await world.arrived()
+    await world.advance(0)
+    assert not working.done()
+    going_on.set()
+    await working
+    await world.advance(0)
+    assert await world.half() is None
+
+
 async def test_an_extension_stores_a_half_that_is_gone_again(world: Any, order: Message) -> None:
     async with world.checkback.transaction("orders", order):
         assert await world.checkback.discard("m-1")
