@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import dead, doctor, queues, tx
+from . import dead, doctor, queues, run, send, tx
 
 app = typer.Typer(
     name="easybus",
@@ -39,6 +39,9 @@ def root(
     del version
 
 
+app.command()(run.run)
+app.command()(send.send)
+app.command()(send.declare)
 app.command()(queues.queues)
 app.command()(queues.topics)
 app.add_typer(dead.commands)

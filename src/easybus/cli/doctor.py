@@ -119,7 +119,9 @@ def _rows(facts: dict[str, Any]) -> list[list[object]]:
     def shown(value: object) -> object:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
+    capabilities: dict[str, object] = facts["capabilities"] or {}
+    storages: dict[str, object] = facts["storages"]
     rows: list[list[object]] = [["url", facts["url"]], ["storage url", facts["storage_url"]]]
-    rows += [[name.replace("_", " "), shown(value)] for name, value in (facts["capabilities"] or {}).items()]
-    rows += [[f"stores {name.replace('_', ' ')}", shown(value)] for name, value in facts["storages"].items()]
+    rows += [[name.replace("_", " "), shown(value)] for name, value in capabilities.items()]
+    rows += [[f"stores {name.replace('_', ' ')}", shown(value)] for name, value in storages.items()]
     return rows

@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from typing import Any, ParamSpec
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import typer
@@ -76,8 +77,23 @@ def payload_fields(data: bytes) -> dict[str, Any]:
         return {"payload_base64": base64.b64encode(data).decode()}
 
 
+_passwords: set[str] = set()
+
+
+def hide(url: str) -> None:
+    """Never print the password of this URL, wherever an error may quote it."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return
+    if password:
+        _passwords.update((password, unquote(password)))
+
+
 def hidden(text: str) -> str:
-    """The text without the passwords of URLs in it."""
+    """The text without the passwords of URLs: those in it, and those that were given."""
+    for password in sorted(_passwords, key=len, reverse=True):
+        text = text.replace(password, "***")
     text = re.sub(r"(://[^\s/?#:@]*):[^\s/?#]*@", r"\1:***@", text)
     return re.sub(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+import typer
+
 from .output import note
 
 FIRST_PAUSE, LONGEST_PAUSE, LIVED = 1.0, 30.0, 60.0
@@ -86,6 +88,12 @@ class Supervisor:
         self._children = [_Child(number + 1, command) for number in range(count)]
         self._changed = changed
         self._stopping = threading.Event()
+
+    def run_or_exit(self) -> None:
+        """As `run`; ends the program with its exit code if that is not 0."""
+        code = self.run()
+        if code:
+            raise typer.Exit(code)
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT. Returns the exit code: 0, or 1 if a child did not end well at the stop."""

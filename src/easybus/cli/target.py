@@ -20,7 +20,7 @@ from ..engines.contract import DeadLetterStorage, Driver, Engine, OutboxStorage,
 from ..engines.registry import create
 from ..errors import NotDeclared, NotSupported
 from .loading import load_bus
-from .output import Failure, Misused, close_to, note
+from .output import Failure, Misused, close_to, hide, note
 
 S = TypeVar("S")
 
@@ -53,8 +53,8 @@ class Target:
     url: str | None = None
     storage: str | None = None
 
-    def urls(self) -> tuple[str, str]:
-        """The engine's URL, and its storages'.
+    def urls(self) -> tuple[str, str, tuple[str, ...]]:
+        """The URLs of the engine, of the storages, and of further databases whose outbox the app relays.
 
         Raises:
             Misused: neither an app nor a URL is given.
@@ -64,11 +64,11 @@ class Target:
         app = self.app or (None if self.url else os.environ.get("EASYBUS_APP"))
         if app:
             bus = load_bus(app, factory=self.factory)
-            return bus.url, self.storage or bus.storage_url or bus.url
+            return bus.url, self.storage or bus.storage_url or bus.url, bus.databases
         url = self.url or os.environ.get("EASYBUS_URL")
         if not url:
             raise Misused("where? Give --url, such as --url sqlite:///shop.db, or --app module:bus, or set EASYBUS_URL")
-        return url, self.storage or url
+        return url, self.storage or url, ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Opened:
 
     engine: Engine
     storages: Engine
+    databases: tuple[Engine, ...] = ()
 
     @property
     def driver(self) -> Driver:
@@ -96,9 +97,9 @@ class Opened:
         return self._storage(self.storages.transactions, "transactions")
 
     @property
-    def outbox(self) -> OutboxStorage | None:
-        """None: the storages' engine is no database."""
-        return self.storages.outbox
+    def outboxes(self) -> list[OutboxStorage]:
+        """Those of the storages' engine and of the app's further databases, as far as they are databases."""
+        return [engine.outbox for engine in (self.storages, *self.databases) if engine.outbox is not None]
 
     def _storage(self, storage: S | None, what: str) -> S:
         if storage is None:
@@ -120,13 +121,16 @@ class Opened:
 @asynccontextmanager
 async def opened(target: Target, *, create_file: bool = False) -> AsyncGenerator[Opened, None]:
     """The target's engines, open; closed at the end."""
-    url, storage_url = target.urls()
+    url, storage_url, more = target.urls()
+    for each in (url, storage_url, *more):
+        hide(each)
     async with AsyncExitStack() as stack:
         engine = await _open(url, stack, create_file=create_file)
         storages = engine if storage_url == url else await _open(storage_url, stack, create_file=create_file)
+        databases = [await _open(each, stack, create_file=create_file) for each in more if each != storage_url]
         if engine.driver is not None and not engine.driver.caps.shared:
             note(f"{engine.url} lives in one process: what others have in theirs cannot be seen from here")
-        yield Opened(engine, storages)
+        yield Opened(engine, storages, tuple(databases))
 
 
 async def _open(url: str, stack: AsyncExitStack, *, create_file: bool) -> Engine:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..connection import Publisher
-from ..engines.contract import Half, OutboxRow
+from ..engines.contract import Half, OutboxRow, OutboxStorage
 from ..errors import EnvelopeError, NotDeclared
 from ..message import Message
 from ..sending.transaction import publication_of
@@ -50,6 +50,7 @@ class _Waiting:
 
     half: Half | None
     rows: tuple[OutboxRow, ...] = ()
+    outbox: OutboxStorage | None = None
 
     @property
     def id(self) -> str:
@@ -155,7 +156,7 @@ async def publish(
     async with opened(Target(app, factory, url, storage)) as at:
         waiting = await _one(at, id)
         if waiting.half is None:
-            await _unpark(at, waiting)
+            await _unpark(waiting)
             outcome = "due again: the service's relay publishes it"
         else:
             confirm(f"Publish {waiting.id} to {waiting.half.topic}, as its work took place?", yes=yes)
@@ -184,7 +185,7 @@ async def discard(
         waiting = await _one(at, id)
         confirm(f"Discard {waiting.id} for good? It is never published then.", yes=yes)
         if waiting.half is None:
-            await _discard_rows(at, waiting)
+            await _discard_rows(waiting)
         else:
             claimed = await _claim(at, waiting.half)
             if not await at.transactions.remove(claimed.id, claimed.token):
@@ -197,24 +198,27 @@ async def discard(
 
 async def _find(at: Opened, service: str | None, limit: int) -> tuple[list[Half], list[OutboxRow], set[str]]:
     """Halves, outbox rows, and the ids of those rows that are parked."""
-    halves = await at.transactions.find(service, limit)
-    if at.outbox is None:
-        return halves, [], set()
-    rows = await at.outbox.find(service, limit=limit)
-    parked = await at.outbox.find(service, parked=True, limit=_ALL)
-    listed = {row.id for row in rows}
-    missing = [row for row in parked if row.id not in listed]
-    return halves, sorted([*rows, *missing], key=lambda row: row.created), {row.id for row in parked}
+    halves = await at.transactions.find(service, limit) if at.storages.transactions is not None else []
+    rows: dict[str, OutboxRow] = {}
+    parked: set[str] = set()
+    for outbox in at.outboxes:
+        refused = await outbox.find(service, parked=True, limit=_ALL)
+        parked |= {row.id for row in refused}
+        rows |= {row.id: row for row in (*refused, *await outbox.find(service, limit=limit))}
+    return halves, sorted(rows.values(), key=lambda row: (row.created, row.position)), parked
 
 
 async def _one(at: Opened, id: str) -> _Waiting:
-    half = await at.transactions.fetch(id)
+    half = await at.transactions.fetch(id) if at.storages.transactions is not None else None
     if half is not None:
         return _Waiting(half)
+    for outbox in at.outboxes:
+        found = await outbox.find(limit=_ALL) + await outbox.find(parked=True, limit=_ALL)
+        named = {row.transaction for row in found if id in (row.transaction, row.id, row.publication.dedupe_id)}
+        if len(named) == 1:
+            rows_of = {row.id: row for row in found if row.transaction in named}
+            return _Waiting(None, tuple(sorted(rows_of.values(), key=lambda row: row.position)), outbox)
     halves, rows, _ = await _find(at, None, _ALL)
-    transactions = {row.transaction for row in rows if id in (row.transaction, row.id, row.publication.dedupe_id)}
-    if len(transactions) == 1:
-        return _Waiting(None, tuple(row for row in rows if row.transaction in transactions))
     known = [half.id for half in halves] + [row.transaction for row in rows]
     raise Failure(f"no half or outbox transaction has the id {id}; {close_to(id, known, 'ids')}")
 
@@ -241,18 +245,19 @@ async def _publish_half(at: Opened, half: Half) -> None:
         )
 
 
-async def _unpark(at: Opened, waiting: _Waiting) -> None:
-    if at.outbox is None or not await at.outbox.unpark(waiting.id):
+async def _unpark(waiting: _Waiting) -> None:
+    if waiting.outbox is None or not await waiting.outbox.unpark(waiting.id):
         raise Failure(f"{waiting.id} is not parked: its service's relay publishes it while the service runs")
 
 
-async def _discard_rows(at: Opened, waiting: _Waiting) -> None:
-    _, _, parked = await _find(at, None, 1)
-    if at.outbox is None or not all(row.id in parked for row in waiting.rows):
+async def _discard_rows(waiting: _Waiting) -> None:
+    outbox = waiting.outbox
+    parked: set[str] = set() if outbox is None else {row.id for row in await outbox.find(parked=True, limit=_ALL)}
+    if outbox is None or not all(row.id in parked for row in waiting.rows):
         raise Failure(
             f"{waiting.id} is not parked: its service's relay publishes it; only parked ones can be discarded"
         )
-    if await at.outbox.delete([(row.id, row.token) for row in waiting.rows]) != len(waiting.rows):
+    if await outbox.delete([(row.id, row.token) for row in waiting.rows]) != len(waiting.rows):
         raise _taken(waiting.id)
 
 

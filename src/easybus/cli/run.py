@@ -1,0 +1,94 @@
+"""`easybus run`: handle messages, in this process, or in workers that are kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from ..clock import SystemClock
+from ..engines.registry import create
+from ..errors import EngineError
+from .loading import load_bus
+from .output import Failure, Misused, guarded
+from .supervise import Supervisor, stop_with_parent
+from .target import AppArgument, FactoryOption
+
+_LINES = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+
+
+@guarded
+def run(
+    app: AppArgument = None,
+    factory: FactoryOption = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; each handles every queue.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="QUEUE", help="Only this queue; again: and this.")
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", min=1, help="Messages of a queue at once, instead of the handler's own."),
+    ] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start anew when a .py file here changes; to develop with.")
+    ] = False,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Handle messages until SIGTERM or SIGINT.
+
+    What is in hand is finished first; a second signal ends that. A worker that dies is started again.
+    """
+    if reload:
+        # The code is not loaded here: it would be the old one after the first change, and may be broken now.
+        Supervisor(_command(app, factory, only, concurrency), workers, _changes()).run_or_exit()
+        return
+    bus = load_bus(app, factory=factory)
+    if not bus.handlers:
+        raise Failure(f"{app} handles nothing: include a router, or import the modules with its handlers")
+    if workers > 1:
+        _refuse_unshared(bus.url)
+        Supervisor(_command(app, factory, only, concurrency), workers).run_or_exit()
+        return
+    if supervised:
+        stop_with_parent()
+    logging.basicConfig(level=logging.INFO, format=_LINES)  # changes nothing where the app has set up its own
+    asyncio.run(bus.run(only=only or (), concurrency=concurrency))
+
+
+def _command(app: str | None, factory: bool, only: list[str] | None, concurrency: int | None) -> list[str]:
+    if not app:
+        load_bus(app)  # says what is missing
+        raise Misused("no app")
+    words = [sys.executable, "-m", "easybus.cli", "run", app, "--supervised"]
+    words += ["--factory"] if factory else []
+    words += [word for queue in only or () for word in ("--only", queue)]
+    return words + ([] if concurrency is None else ["--concurrency", str(concurrency)])
+
+
+def _refuse_unshared(url: str) -> None:
+    async def shared() -> bool:
+        engine = create(url, SystemClock())
+        try:
+            await engine.open()
+        except EngineError:
+            return True  # the workers say so, and try again
+        try:
+            return engine.driver is None or engine.driver.caps.shared
+        finally:
+            await engine.close()
+
+    if not asyncio.run(shared()):
+        raise Failure(f"{url} lives in one process: several workers would share nothing; leave --workers out")
+
+
+def _changes() -> Callable[[], bool]:
+    try:
+        from watchfiles import PythonFilter, watch
+    except ImportError:
+        raise Failure("--reload needs watchfiles: pip install 'easybus[cli]'") from None
+    changes = watch(".", watch_filter=PythonFilter(), debounce=300, rust_timeout=300, yield_on_timeout=True)
+    return lambda: bool(next(changes))
