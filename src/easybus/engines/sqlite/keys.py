@@ -9,7 +9,9 @@ The renewal of a lease touches `until_at` alone; what acts under a token never r
 
 from __future__ import annotations
 
+import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +37,10 @@ _TAKE = (  # inside the transaction that read the row
     'UPDATE "easybus_key" SET digest = ?, token = ?, state = 1, starts = ?, replay = ?, until_at = ? WHERE id = ?'
 )
 _COMPLETE = 'UPDATE "easybus_key" SET state = 2, starts = 0, until_at = ? WHERE id = ? AND token = ? AND state = 1'
+_COMPLETE_ALL = (  # the same for many at once; a token names its row, so the two lists need no pairing
+    'UPDATE "easybus_key" SET state = 2, starts = 0, until_at = ? WHERE state = 1 '
+    "AND id IN (SELECT value FROM json_each(?)) AND token IN (SELECT value FROM json_each(?)) RETURNING token"
+)
 _RELEASE = 'UPDATE "easybus_key" SET state = 0, starts = 0, until_at = ? WHERE id = ? AND token = ? AND state = 1'
 _RENEW = 'UPDATE "easybus_key" SET until_at = ? WHERE id = ? AND token = ? AND state = 1'
 _LOOKUP = 'SELECT state, until_at FROM "easybus_key" WHERE queue = ? AND key = ?'
@@ -165,8 +171,19 @@ def _padded(count: int) -> int:
 
 def complete_keys(connection: Connection, batch: Sequence[tuple[str, float]], now: int) -> list[bool]:
     """CLAIMED → DONE, each under its token, in the writer's transaction."""
-    run = connection.run
-    return [run(_COMPLETE, (now + to_microseconds(keep), *row_of(token))) == 1 for token, keep in batch]
+    by_keep: dict[float, list[str]] = defaultdict(list)
+    for token, keep in batch:
+        by_keep[keep].append(token)
+    done: set[str] = set()
+    for keep, tokens in by_keep.items():
+        rows = json.dumps([row_of(token)[0] for token in tokens])
+        until = now + to_microseconds(keep)
+        done.update(row[0] for row in connection.rows(_COMPLETE_ALL, (until, rows, json.dumps(tokens))))
+    results: list[bool] = []
+    for token, _ in batch:
+        results.append(token in done)
+        done.discard(token)  # a second completion in one batch finds the key done
+    return results
 
 
 def release_keys(connection: Connection, tokens: Sequence[str], now: int) -> list[bool]:

@@ -74,6 +74,6 @@ def check_publication(item: Publication) -> None:
     check_body(item.body)
     if item.delay is not None:
         check_delay(item.delay)
-    if not item.name.isascii() or len(item.name) > CAPABILITIES.max_name:
+    if not item.name.isascii() or not 0 < len(item.name) <= CAPABILITIES.max_name:
         check_name(item.name, "a topic" if item.to_topic else "a queue")
     check_key(item.route_key)

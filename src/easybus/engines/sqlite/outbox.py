@@ -33,8 +33,8 @@ _COLUMNS = (
 _COMMITTED = "SELECT seq FROM sqlite_sequence WHERE name = 'easybus_outbox'"
 _WRITE_ROW = (  # the next row of the caller's transaction
     'INSERT INTO "easybus_outbox" (service, writer, "transaction", to_topic, name, body, route_key, delay, dedupe_id, '
-    'require, created_at) VALUES (?1, ?2, coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ?3 '
-    "AND writer = ?2 AND service = ?1 ORDER BY id DESC LIMIT 1), ?4), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+    'require, created_at, origin) VALUES (?1, ?2, coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ?3 '
+    "AND writer = ?2 AND service = ?1 ORDER BY id DESC LIMIT 1), ?4), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
 )
 _FREE = (  # rows of transactions of which no row is claimed or backed off, oldest first
     'SELECT "transaction" FROM "easybus_outbox" AS row WHERE service = ?1 AND parked = 0 AND due_at <= ?2 '
@@ -106,9 +106,10 @@ class SqliteOutbox:
                     item.dedupe_id,
                     int(item.require),
                     now,
+                    f"{transaction}.{at}",  # so that a statement run twice fails
                 ),
             )
-            for item in batch
+            for at, item in enumerate(batch)
         ]
 
     def identity(self) -> tuple[str, str]:
