@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from .errors import Refused
+from .errors import EngineError, Refused
 
 __all__ = ["Batcher"]
 
@@ -56,13 +56,14 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
                 await self._settle(batch)
         finally:
             self._task = None
-            for _, future in self._waiting:  # only when the loop is torn down under us
+            for _, future in (*batch, *self._waiting):  # not done only when the loop is torn down under us
                 future.cancel()
             self._waiting.clear()
 
@@ -76,13 +77,12 @@ class Batcher(Generic[Item, Result]):
             middle = len(batch) // 2
             await self._settle(batch[:middle])
             await self._settle(batch[middle:])
-        except asyncio.CancelledError:
-            for _, future in batch:
-                future.cancel()
-            raise
         except Exception as error:
             _fail(batch, error)
         else:
+            if len(results) != len(batch):
+                _fail(batch, EngineError(f"{len(results)} results came for {len(batch)} items: which, nobody knows"))
+                return
             for (_, future), result in zip(batch, results, strict=True):
                 if future.done():
                     continue

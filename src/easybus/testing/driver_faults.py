@@ -27,7 +27,7 @@ from ..engines.contract import (
     FusedDriver,
     Settled,
 )
-from ..errors import EngineError
+from ..errors import EasybusError, EngineError
 from .driver_base import DriverBase, bodies, drain, fresh, needs, publish, receive, to_queue, topology
 
 __all__ = ["DriverFaults", "DriverFused"]
@@ -128,7 +128,7 @@ class DriverFaults(DriverBase):
         await engine.close()
         await engine.close()
         async with asyncio.timeout(2.0):
-            with contextlib.suppress(EngineError, asyncio.CancelledError):
+            with contextlib.suppress(EasybusError, asyncio.CancelledError):
                 assert await fetch == []
         await engine.open()
         await publish(driver, [to_queue(queue, b"after")])

@@ -55,6 +55,18 @@ class OutboxContract(StorageBase):
         assert len({row.id for row in rows}) == 3
         assert [row.position for row in rows] == sorted({row.position for row in rows})
 
+    async def test_all_sends_of_one_transaction_are_claimed_together_and_in_order(
+        self, outbox: OutboxStorage, user: Caller
+    ) -> None:
+        service, batch = fresh("service"), _batch(4)
+        sends = [outbox.statements(service, batch[:2]), outbox.statements(service, batch[2:])]
+        await user.run([statement for send in sends for statement in send], commit=True)
+        await user.run(outbox.statements(service, batch[:1]), commit=True)
+        rows = await outbox.claim(service, 10, LONG)
+        assert _by_transaction(rows) == [[one.body for one in batch], [batch[0].body]]
+        positions = [row.position for row in rows if row.transaction == rows[0].transaction]
+        assert positions == sorted(set(positions))
+
     async def test_a_row_written_twice_raises(self, outbox: OutboxStorage, user: Caller) -> None:
         service = fresh("service")
         statements = outbox.statements(service, _batch(1))

@@ -133,7 +133,8 @@ class MemoryDriver:
 
     async def _sleep(self, queue: MemoryQueue, waiter: Waiter, now: float) -> None:
         try:
-            await wait(self._clock, waiter.future, None if waiter.alarm == inf else waiter.alarm - now)
+            seconds = None if waiter.alarm == inf else waiter.alarm - now
+            await wait(self._clock, waiter.future, seconds, poll=waiter.alarm < queue.next_time())
         except BaseException:
             with self._space.lock:
                 if queue.waiters.pop(waiter, waiter) is waiter:

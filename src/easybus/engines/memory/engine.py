@@ -7,7 +7,7 @@ from threading import RLock
 from typing import Any
 
 from ...clock import Clock
-from ...errors import ConfigurationError, Unavailable
+from ...errors import ConfigurationError, NotOpen
 from ..contract import OutboxStorage
 from .dead_letters import MemoryDeadLetters
 from .driver import MemoryDriver
@@ -49,7 +49,7 @@ class MemoryEngine:
 
     def _enter(self) -> RLock:
         if not self._open:
-            raise Unavailable(f"{self.url} is not open")
+            raise NotOpen(f"{self.url} is not open; write: async with bus: …")
         return self._space.lock
 
 
