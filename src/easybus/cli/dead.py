@@ -78,14 +78,13 @@ async def list_(
             letter.message_id if letter.message_id and ids.count(letter.message_id) == 1 else letter.key,
             letter.queue,
             letter.reason,
-            letter.error_type or None,
             letter.attempts,
             ago(letter.last_failed),
-            "marked for retry" if letter.marked else "",
+            "marked" if letter.marked else "",
         ]
         for letter in letters
     ]
-    show_table(("id", "queue", "reason", "error", "attempts", "failed", ""), rows, "There are no dead letters.")
+    show_table(("id", "queue", "reason", "tries", "failed", ""), rows, "There are no dead letters.", folds="reason")
 
 
 @commands.command()

@@ -140,13 +140,15 @@ def duration(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}[found[2]]
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table: numbers to the right, everything else to the left, None as `-`."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], folds: str = "") -> Table:
+    """A table: numbers to the right, everything else to the left, None as `-`; the column `folds` gives way first."""
     built = Table(box=None, pad_edge=False, header_style="bold")
     filled = list(rows)
     for column, heading in enumerate(headings):
         numbers = bool(filled) and all(isinstance(row[column], int | float | None) for row in filled)
-        built.add_column(Text(heading), justify="right" if numbers else "left", overflow="fold", no_wrap=column == 0)
+        built.add_column(
+            Text(heading), justify="right" if numbers else "left", overflow="fold", no_wrap=heading != folds
+        )
     for row in filled:
         built.add_row(*(Text("-" if cell is None else visible(str(cell))) for cell in row))
     return built
@@ -159,12 +161,15 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
 
 
-def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]], nothing: str) -> None:
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]], nothing: str, folds: str = "") -> None:
     """Print a table, or this sentence if it has no rows."""
-    if rows:
-        console().print(table(headings, rows))
-    else:
+    if not rows:
         say(nothing)
+        return
+    to = console()
+    with to.capture() as printed:
+        to.print(table(headings, rows, folds))
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def say(text: str) -> None:

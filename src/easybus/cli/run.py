@@ -14,11 +14,18 @@ from ..clock import SystemClock
 from ..engines.registry import create
 from ..errors import EngineError
 from .loading import load_bus
-from .output import Failure, Misused, guarded
+from .output import Failure, Misused, guarded, hidden, visible
 from .supervise import Supervisor, stop_with_parent
 from .target import AppArgument, FactoryOption
 
-_LINES = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+_LOGGER = logging.getLogger("easybus")
+
+
+class _Visible(logging.Formatter):
+    """Log lines that may quote a payload: what steers a terminal is escaped in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(visible(line) for line in super().format(record).split("\n"))
 
 
 @guarded
@@ -55,7 +62,11 @@ def run(
         return
     if supervised:
         stop_with_parent()
-    logging.basicConfig(level=logging.INFO, format=_LINES)  # changes nothing where the app has set up its own
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])  # changes nothing where the app has set up its own
+    queues = sorted(set(only or [each.queue for each in bus.handlers]))
+    _LOGGER.info("handling %s of %s", ", ".join(queues), hidden(bus.url))
     asyncio.run(bus.run(only=only or (), concurrency=concurrency))
 
 

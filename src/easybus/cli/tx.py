@@ -107,7 +107,7 @@ async def list_(
         for row in rows
     ]
     headings = ("id", "kind", "service", "to", "state", "tries", "stored", "error")
-    show_table(headings, lines, "No message waits for a transaction.")
+    show_table(headings, lines, "No message waits for a transaction.", folds="error")
 
 
 @commands.command()

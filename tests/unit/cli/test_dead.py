@@ -47,9 +47,7 @@ def test_list_shows_what_failed_and_why(shell: Shell) -> None:
     store(shell, letter("m1"), letter("m2", "receipts", reason="rejected: no such customer"))
     shown = shell.run("dead", "list")
     assert shown.code == 0
-    assert all(
-        word in shown.out for word in ("m1", "emails", "failed 8 times", "TimeoutError", "m2", "no such customer")
-    )
+    assert all(word in shown.out for word in ("m1", "emails", "failed 8 times", "m2", "no such customer"))
 
 
 def test_list_selects_by_queue_reason_and_age(shell: Shell) -> None:

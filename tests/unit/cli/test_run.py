@@ -268,3 +268,20 @@ def test_workers_are_refused_where_they_would_share_nothing(app: Shell) -> None:
     done = app.process("run", "alone:bus", "--workers", "2")
     assert done.code == 1
     assert "lives in one process" in done.err
+
+
+def test_what_a_log_line_quotes_cannot_steer_the_terminal(app: Shell) -> None:
+    text = APP.replace(
+        "async def send_email(email: Email) -> None:",
+        "async def send_email(email: Email) -> None:\n    raise ValueError(chr(27) + '[2J')\n",
+    )
+    (app.folder / "shop.py").write_text(text)
+    send(app, "a@b")
+    process = app.spawn("run", "shop:bus")
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    line = next(line for line in lines if "ValueError" in line)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert "\\x1b[2J" in line
+    assert "\x1b" not in line
