@@ -20,6 +20,7 @@ from .output import (
     ago,
     close_to,
     confirm,
+    counted,
     duration,
     guarded,
     note,
@@ -177,7 +178,7 @@ async def retry(
     async with opened(Target(app, factory, url, storage)) as at:
         letters = await _selected(at.dead_letters, ids, queue, reason, older, every)
         if every and letters:
-            confirm(f"Mark {len(letters)} dead letters for retry?", yes=yes)
+            confirm(f"Mark {counted(len(letters), 'dead letter')} for retry?", yes=yes)
         marked = 0
         for name, keys in _keys(letters).items():
             marked += await at.dead_letters.mark_for_retry(name, keys)
@@ -209,7 +210,7 @@ async def delete(
     async with opened(Target(app, factory, url, storage)) as at:
         letters = await _selected(at.dead_letters, ids, queue, reason, older, every)
         if not ids and letters:
-            confirm(f"Delete {len(letters)} dead letters for good?", yes=yes)
+            confirm(f"Delete {counted(len(letters), 'dead letter')} for good?", yes=yes)
         deleted = 0
         for name, keys in _keys(letters).items():
             deleted += await at.dead_letters.delete(name, keys)

@@ -110,6 +110,11 @@ def close_to(wanted: str, known: Iterable[str], kind: str) -> str:
     return f"there are the {kind} {shown}"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 message`, `2 messages`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def when(seconds: float) -> str:
     """A moment, as the reader's clock shows it."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"

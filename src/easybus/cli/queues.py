@@ -12,7 +12,7 @@ from rich.live import Live
 
 from ..engines.contract import DeclareQueue, QueueStats
 from ..errors import NotDeclared
-from .output import confirm, console, guarded, say, show_json, show_table, table
+from .output import confirm, console, counted, guarded, say, show_json, show_table, table
 from .target import AppOption, FactoryOption, JsonOption, Opened, StorageOption, Target, UrlOption, YesOption, opened
 
 _HEADINGS = ("queue", "ready", "in flight", "delayed", "dead", "delay")
@@ -126,8 +126,8 @@ async def purge(
             stats = await at.driver.stats(queue)
         except NotDeclared:
             raise await at.no_queue(queue) from None
-        held = "its" if stats.ready is None else f"{stats.ready + (stats.delayed or 0)}"
-        confirm(f"Remove {held} messages from {queue} at {at.engine.url} for good?", yes=yes)
+        held = "its messages" if stats.ready is None else counted(stats.ready + (stats.delayed or 0), "message")
+        confirm(f"Remove {held} from {queue} at {at.engine.url} for good?", yes=yes)
         removed = await at.driver.purge(queue)
     if as_json:
         show_json({"queue": queue, "removed": removed})
