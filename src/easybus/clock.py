@@ -27,8 +27,9 @@ class Clock(Protocol):
         """Seconds since 1970."""
         ...
 
-    def call_later(self, delay: float, callback: Callable[[], Any]) -> Timer:
-        """Call `callback` on the running loop in `delay` seconds."""
+    def call_later(self, delay: float, callback: Callable[[], Any], *, poll: bool = False) -> Timer:
+        """Call `callback` on the running loop in `delay` seconds. `poll`: it only looks whether anything is to be
+        done, so that a test's clock may pass over it."""
         ...
 
 
@@ -38,16 +39,16 @@ class SystemClock:
     def time(self) -> float:
         return time.time()
 
-    def call_later(self, delay: float, callback: Callable[[], Any]) -> Timer:
+    def call_later(self, delay: float, callback: Callable[[], Any], *, poll: bool = False) -> Timer:
         return asyncio.get_running_loop().call_later(delay, callback)
 
 
-async def sleep(clock: Clock, seconds: float) -> None:
+async def sleep(clock: Clock, seconds: float, *, poll: bool = False) -> None:
     """Sleep for `seconds` of `clock`."""
-    await wait(clock, asyncio.get_running_loop().create_future(), seconds)
+    await wait(clock, asyncio.get_running_loop().create_future(), seconds, poll=poll)
 
 
-async def wait(clock: Clock, future: asyncio.Future[Any], seconds: float | None) -> bool:
+async def wait(clock: Clock, future: asyncio.Future[Any], seconds: float | None, *, poll: bool = False) -> bool:
     """Wait until `future` is done, `seconds` of `clock` at most; says whether it is done.
 
     The future itself is left alone: not cancelled by the time-out, its error not raised.
@@ -60,7 +61,7 @@ async def wait(clock: Clock, future: asyncio.Future[Any], seconds: float | None)
         if not waiter.done():
             waiter.set_result(None)
 
-    timer = None if seconds is None else clock.call_later(max(0.0, seconds), wake)
+    timer = None if seconds is None else clock.call_later(max(0.0, seconds), wake, poll=poll)
     future.add_done_callback(wake)
     try:
         await waiter

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .batching import Batcher
 from .clock import Clock, SystemClock, sleep
@@ -34,6 +34,8 @@ class Publisher:
         self.clock = clock or SystemClock()
         self._logger = logger or logging.getLogger("easybus")
         self._batcher: Batcher[Publication, int | None] = Batcher(driver.publish)
+        self.observer: Callable[[Publication], None] | None = None
+        """Told of every publication that is asked for: for tests."""
 
     def publish(self, publication: Publication) -> asyncio.Future[int | None]:
         """Publish; the future is the number of queues reached, None where it cannot be known.
@@ -41,6 +43,8 @@ class Publisher:
         Raises, from the future: `Unavailable` (it may or may not be there; publishing the same again is safe) or
         `Refused`.
         """
+        if self.observer is not None:
+            self.observer(publication)
         delay = publication.delay
         if delay is not None and not 0 <= delay <= self.driver.caps.max_delay:
             longest = self.driver.caps.max_delay

@@ -6,6 +6,7 @@ never by a module path, so that code may move. Unknown fields are ignored; old v
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -42,6 +43,7 @@ class _Json:
 
     def __init__(self, type: Any) -> None:
         self._type = type
+        self._class = type if dataclasses.is_dataclass(type) or _is_struct(type) else None
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(type)
         except TypeError as error:
@@ -52,6 +54,8 @@ class _Json:
         self._encode = msgspec.json.Encoder().encode
 
     def encode(self, value: Any) -> bytes:
+        if self._class is not None and not isinstance(value, self._class):
+            raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}")
         try:
             data = self._encode(value)
             self._decoder.decode(data)  # a field of another type is found here, before anything is sent
@@ -183,7 +187,7 @@ class Payloads:
         if kind in self._codecs:
             return kind
         for declared in self.types:
-            if _is_class(declared) and isinstance(value, typing.cast(type, declared)):
+            if _is_class(declared) and isinstance(value, typing.cast("type", declared)):
                 return declared
         for declared in self.types:  # typed dicts and unions have no class of their own: the first that fits
             if not _is_class(declared):
@@ -193,6 +197,10 @@ class Payloads:
                     continue
                 return declared
         raise PayloadError(f"this {kind.__name__} is none of {', '.join(_shown(known) for known in self.types)}")
+
+
+def _is_struct(declared: Any) -> bool:
+    return isinstance(declared, type) and issubclass(declared, msgspec.Struct)
 
 
 def _is_class(declared: Any) -> bool:

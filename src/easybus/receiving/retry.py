@@ -81,9 +81,6 @@ def never() -> RetryPolicy:
     return RetryPolicy(lambda _: 0.0, 1, 0.0, 0.0)
 
 
-DEFAULT = exponential()
-
-
 def delay_after(retrying: Retrying, error: BaseException | None, attempts: int) -> float | None:
     """Seconds until the next attempt, or None: there is none left. A mapping's nearest class wins, else the default."""
     delay = _policy(retrying, error)(attempts)
@@ -134,3 +131,6 @@ def _positive(name: str, value: float) -> None:
 def _attempts(attempts: int | None) -> None:
     if attempts is not None and attempts < 1:
         raise ConfigurationError(f"attempts={attempts}; it is 1 or more, or None for no end")
+
+
+DEFAULT = exponential()

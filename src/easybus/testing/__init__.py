@@ -1,0 +1,6 @@
+"""Tests of services that use easybus, and the conformance kits for authors of engines."""
+
+from .harness import Harness, Sent
+from .virtual import VirtualClock
+
+__all__ = ["Harness", "Sent", "VirtualClock"]

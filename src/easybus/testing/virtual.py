@@ -17,10 +17,11 @@ START = 1_767_225_600.0
 class VirtualTimer:
     """A call that a `VirtualClock` owes; one that was made or cancelled is `None`."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("callback", "poll")
 
-    def __init__(self, callback: Callable[[], Any]) -> None:
+    def __init__(self, callback: Callable[[], Any], poll: bool) -> None:
         self.callback: Callable[[], Any] | None = callback
+        self.poll = poll
 
     def cancel(self) -> None:
         """Never call, if it has not been called yet."""
@@ -48,22 +49,25 @@ class VirtualClock:
         """Seconds since 1970."""
         return self._now
 
-    def call_later(self, delay: float, callback: Callable[[], Any]) -> VirtualTimer:
+    def call_later(self, delay: float, callback: Callable[[], Any], *, poll: bool = False) -> VirtualTimer:
         """Owe a call in `delay` seconds; one that is not after now is due at once, and still waits for `run_due`.
+        `poll`: it only looks around, and `next_due` may pass over it.
 
         Raises:
             ValueError: the delay is not a finite number.
         """
         if not isfinite(delay):
             raise ValueError(f"a call in {delay} seconds would never come, or never rest")
-        timer = VirtualTimer(callback)
+        timer = VirtualTimer(callback, poll)
         heappush(self._timers, (self._now + max(0.0, delay), next(self._order), timer))
         return timer
 
-    def next_due(self) -> float | None:
-        """When the next call is owed (seconds since 1970), or None if none is."""
+    def next_due(self, *, polls: bool = True) -> float | None:
+        """When the next call is owed (seconds since 1970), or None if none is; without those that only look around."""
         while self._timers and self._timers[0][2].callback is None:
             heappop(self._timers)
+        if not polls:
+            return min((when for when, _, timer in self._timers if timer.callback and not timer.poll), default=None)
         return self._timers[0][0] if self._timers else None
 
     def advance_to(self, when: float) -> None:

@@ -41,7 +41,8 @@ class Keys:
     """The data. Its user holds the space's lock, and says what time it is."""
 
     def __init__(self) -> None:
-        self._keys: dict[tuple[str, str], Key] = {}
+        self._queues: dict[str, dict[str, Key]] = {}
+        """Queue → id → key: the cheapest to ask, and a tuple less to keep for each."""
         self._held: dict[str, Key] = {}
         # One entry a batch: keys that may be forgotten from then on, if they are still so.
         self._forgettable: list[tuple[float, int, list[Key]]] = []
@@ -49,17 +50,19 @@ class Keys:
 
     def claim(self, claim: Claim, token: str, now: float) -> ClaimResult:
         """Claim under this fresh token."""
-        name = (claim.queue, claim.id)
-        key = self._keys.get(name)
-        before = key is not None
+        keys = self._queues.get(claim.queue)
+        if keys is None:
+            keys = self._queues[claim.queue] = {}
+        key = keys.get(claim.id)
         if key is None or (key.state == "done" and key.until <= now):
-            before = False
-            self._keys[name] = key = Key(claim.queue, claim.id, claim.digest)
-        elif key.digest != claim.digest:
+            key = Key(claim.queue, claim.id, claim.digest, "claimed", token, now + claim.lease, 1, claim.replay)
+            keys[claim.id] = self._held[token] = key
+            return Claimed(token, False, 1)
+        if key.digest != claim.digest:
             return _CONFLICT
-        elif key.state == "done":
+        if key.state == "done":
             return _DONE
-        elif key.state == "claimed":
+        if key.state == "claimed":
             if key.until > now:
                 return _BUSY
             del self._held[key.token]
@@ -71,7 +74,7 @@ class Keys:
         key.until = now + claim.lease
         key.starts += 1
         self._held[token] = key
-        return Claimed(token, before, key.starts)
+        return Claimed(token, True, key.starts)
 
     def renew(self, token: str, until: float) -> bool:
         """The lease ends at `until`."""
@@ -97,7 +100,7 @@ class Keys:
 
     def lookup(self, queue: str, id: str, now: float) -> str:
         """The state as a claim would find it."""
-        key = self._keys.get((queue, id))
+        key = self._queues.get(queue, {}).get(id)
         return "free" if key is None or key.until <= now else key.state
 
     def purge(self, now: float, limit: int) -> int:
@@ -109,17 +112,17 @@ class Keys:
                 self.may_forget(until, keys[limit - forgotten :])
                 keys = keys[: limit - forgotten]
             for key in keys:
-                name = (key.queue, key.id)
-                if key.state != "claimed" and key.until <= now and self._keys.get(name) is key:
-                    del self._keys[name]
+                standing = self._queues[key.queue]
+                if key.state != "claimed" and key.until <= now and standing.get(key.id) is key:
+                    del standing[key.id]
                     forgotten += 1
         return forgotten
 
 
 def fresh_tokens(number: int) -> list[str]:
-    """Random tokens, of 128 bits each; bought together, since one system call a token costs more than the rest."""
-    text = os.urandom(16 * number).hex()
-    return [text[at : at + 32] for at in range(0, 32 * number, 32)]
+    """Tokens that nobody has or can guess: 128 random bits, and which of the batch."""
+    random = os.urandom(16).hex()
+    return [f"{random}.{at}" for at in range(number)]
 
 
 class MemoryIdempotency:

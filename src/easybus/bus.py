@@ -1,0 +1,449 @@
+"""The bus: the only wiring. It puts topics, handlers, engines and storages together.
+
+Bus ─ open ──→ Opened    engines, publisher, relays, checker        (async with bus)
+    └ handle → Running   a receiver for each queue                  (async with bus.handling(), await bus.run())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+
+from .bound import BusQueue, BusTopic, Outgoing, SendOptions, delay_of, message_of
+from .clock import Clock, SystemClock
+from .engines.contract import (
+    DeadLetterStorage,
+    Driver,
+    IdempotencyStorage,
+    OutboxStorage,
+    Publication,
+    TransactionStorage,
+)
+from .errors import ConfigurationError, NotOpen, NotSupported, SendError, Unavailable, Unroutable
+from .message import Message
+from .opened import Opened
+from .receiving.invoke import Middleware, Provided
+from .receiving.retry import DEFAULT, Retrying
+from .router import Router
+from .running import Running
+from .sending.outbox import write as write_outbox
+from .topic import Queue, Topic
+
+if TYPE_CHECKING:
+    from .blocking import BlockingBus
+    from .testing.harness import Harness
+
+__all__ = ["Bus"]
+
+T = TypeVar("T")
+
+
+class Bus(Router):
+    """One service's bus."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        service: str = "main",
+        storage: str | None = None,
+        dedupe: timedelta | None = timedelta(days=1),
+        dead_letters: Literal["storage", "queue"] = "storage",
+        retry: Retrying = DEFAULT,
+        middleware: Sequence[Middleware] = (),
+        databases: Sequence[str] = (),
+    ) -> None:
+        """Nothing is connected before the bus is opened.
+
+        Args:
+            url: the engine, such as `sqlite:///shop.db`; None: the environment's EASYBUS_URL, read on opening.
+            service: the service's name. What is kept for later (halves, the outbox) is answered and relayed by buses
+                of the same service only.
+            storage: the URL of the engine that keeps keys, dead letters and halves; None: the same.
+            dedupe: how long a handled message is remembered; None: no deduplication.
+            dead_letters: kept in the storage, or, where an engine has none, in a queue `<queue>.dead`.
+            retry: the policy of handlers that have none of their own.
+            middleware: functions `(message, call_next)` around every handler function, the first one outermost.
+            databases: URLs of further databases whose outbox this bus relays.
+        """
+        super().__init__()
+        if not service:
+            raise ConfigurationError("service= is empty; it is a name such as 'shop'")
+        if dead_letters not in ("storage", "queue"):
+            raise ConfigurationError(f"dead_letters={dead_letters!r}; it is 'storage' or 'queue'")
+        self.service = service
+        self.dedupe = dedupe
+        self.retry = retry
+        self.middleware = tuple(middleware)
+        self.databases = tuple(databases)
+        self.dead_letters_go = dead_letters
+        self.unrouted: Counter[tuple[str, str]] = Counter()
+        """Topic sends that no queue matched, by topic and route key."""
+        self.provided: dict[Any, Provided] = {}
+        self._url = url
+        self._storage_url = storage
+        self._clock: Clock = SystemClock()
+        self._logger = logging.getLogger("easybus")
+        self._opened: Opened | None = None
+        self._running: Running | None = None
+        self._blocking: BlockingBus | None = None
+        self._require_default = False
+
+    # ---------------------------------------------------------------------------------------------- declarations
+
+    @overload
+    def topic(self, name: str, /, **options: Any) -> BusTopic[Any]: ...
+    @overload
+    def topic(self, name: str, type: type[T], /, **options: Any) -> BusTopic[T]: ...
+    @overload
+    def topic(self, name: str, /, *types: type[Any], **options: Any) -> BusTopic[Any]: ...
+    def topic(self, name: str, /, *types: Any, **options: Any) -> BusTopic[Any]:
+        """Declare a topic and bind it to this bus, in one line; see `Topic`."""
+        contract: Topic[Any] = Topic(name, *types, **options)
+        return self.bind(contract)
+
+    @overload
+    def queue(self, name: str, /, **options: Any) -> BusQueue[Any]: ...
+    @overload
+    def queue(self, name: str, type: type[T], /, **options: Any) -> BusQueue[T]: ...
+    @overload
+    def queue(self, name: str, /, *types: type[Any], **options: Any) -> BusQueue[Any]: ...
+    def queue(self, name: str, /, *types: Any, **options: Any) -> BusQueue[Any]:
+        """Declare a queue and bind it to this bus, in one line; see `Queue`."""
+        contract: Queue[Any] = Queue(name, *types, **options)
+        return self.bind(contract)
+
+    @overload
+    def bind(self, contract: Topic[T], /) -> BusTopic[T]: ...
+    @overload
+    def bind(self, contract: Queue[T], /) -> BusQueue[T]: ...
+    def bind(self, contract: Topic[T] | Queue[T], /) -> BusTopic[T] | BusQueue[T]:
+        """A contract's topic or queue, on this bus."""
+        self._know(contract)
+        return BusQueue(self, contract) if isinstance(contract, Queue) else BusTopic(self, contract)
+
+    def provide(
+        self, type: type[T], factory: Callable[..., Any], *, per: Literal["process", "message"] = "process"
+    ) -> None:
+        """Handlers may ask for a `type`, by annotation. `factory` is called once a process, or once a message; what
+        it returns (or yields, as a generator or context manager) is the value."""
+        if per not in ("process", "message"):
+            raise ConfigurationError(f"per={per!r}; it is 'process' or 'message'")
+        if not callable(factory):
+            raise ConfigurationError(f"provide({type.__name__}, ...) takes a function that makes one, not {factory!r}")
+        self.provided[type] = Provided(factory, per)
+
+    # ------------------------------------------------------------------------------------------- opening, running
+
+    @property
+    def url(self) -> str:
+        """The engine's URL, from the environment if none was given.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        url = self._url or os.environ.get("EASYBUS_URL")
+        if not url:
+            raise ConfigurationError("the bus has no URL: write Bus('sqlite:///shop.db'), or set EASYBUS_URL")
+        return url
+
+    @property
+    def storage_url(self) -> str | None:
+        """The storage's URL; None: the engine's own."""
+        return self._storage_url
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the bus is open, on some loop."""
+        return self._opened is not None
+
+    async def __aenter__(self) -> Bus:
+        """Open: send, relay, recover. Handling is `bus.handling()` or `bus.run()`.
+
+        Raises:
+            ConfigurationError: no such engine, or one that cannot do what is asked.
+            EngineError: it cannot be reached, or refuses.
+        """
+        if self._opened is not None:
+            raise NotOpen("the bus is open already: use it inside its one `async with bus:`")
+        opened = Opened(self, self.url, self._storage_url, self._clock, self._logger)
+        self._check(opened)
+        await opened.open()
+        self._opened = opened
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop handling, finish what is under way, disconnect."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.close()
+
+    @contextlib.asynccontextmanager
+    async def handling(
+        self, *, only: Iterable[str] = (), concurrency: int | None = None, grace: float | None = 30.0
+    ) -> AsyncGenerator[Bus, None]:
+        """Open, and handle messages too.
+
+        Args:
+            only: names of queues; none: all that have handlers.
+            concurrency: instead of each handler's own.
+            grace: seconds that handlers may still run when this ends; then they are cancelled, and their messages go
+                back. None: however long they take.
+        """
+        if self._running is not None:
+            raise NotOpen("the bus handles already")
+        async with contextlib.AsyncExitStack() as stack:
+            if self._opened is None:
+                await stack.enter_async_context(self)
+            opened = self._here()
+            running = Running(self, opened, only=tuple(only), concurrency=concurrency)
+            stack.push_async_callback(running.close)
+            await running.start()
+            self._running = running
+            try:
+                yield self
+            finally:
+                self._running = None
+                await running.stop(grace)
+
+    async def run(
+        self, *, only: Iterable[str] = (), concurrency: int | None = None, grace: float | None = 30.0
+    ) -> None:
+        """Handle messages until SIGTERM or SIGINT; see `handling`. A second signal ends the grace time at once."""
+        from .running import until_signalled
+
+        async with self.handling(only=only, concurrency=concurrency, grace=grace):
+            await until_signalled(self._logger, lambda: self._running)
+
+    @property
+    def blocking(self) -> BlockingBus:
+        """The same calls without await: for Django, Flask, scripts, and handlers that are plain functions."""
+        if self._blocking is None:
+            from .blocking import BlockingBus
+
+            self._blocking = BlockingBus(self)
+        return self._blocking
+
+    def testing(
+        self, *, provide: Mapping[Any, Callable[..., Any]] | None = None, storage: str | None = None
+    ) -> Harness:
+        """This bus, on memory and a virtual clock: `async with bus.testing() as t:`; see `easybus.testing`."""
+        from .testing.harness import Harness
+
+        return Harness(self, provide=provide or {}, storage=storage)
+
+    def pretend(self, *, url: str, clock: Clock, provide: Mapping[Any, Provided]) -> Callable[[], None]:
+        """For tests: this engine, clock and provided values, until the returned function is called."""
+        kept = (self._url, self._storage_url, self._clock, self.provided, self.databases, self._require_default)
+        self._url, self._storage_url, self._clock, self.provided = url, None, clock, dict(provide)
+        self.databases, self._require_default = (), True
+
+        def restore() -> None:
+            (self._url, self._storage_url, self._clock, self.provided, self.databases, self._require_default) = kept
+
+        return restore
+
+    @property
+    def opened(self) -> Opened:
+        """The parts of the open bus, on whichever loop. Raises `NotOpen`."""
+        if self._opened is None:
+            raise NotOpen("the bus is not open: write `async with bus:` around this")
+        return self._opened
+
+    @property
+    def opened_or_none(self) -> Opened | None:
+        """The parts of the open bus, if it is open."""
+        return self._opened
+
+    @property
+    def running(self) -> Running | None:
+        """The receivers, while the bus handles."""
+        return self._running
+
+    # -------------------------------------------------------------------------------------------------- sending
+
+    async def send(
+        self, target: Any, value: Any, *, within: object = None, require: bool | None = None,
+        **options: Unpack[SendOptions],
+    ) -> Message:  # fmt: skip
+        """Send one value to a topic or queue; see `BusTopic.send`."""
+        contract, opened = _contract(target), self._here()
+        if not opened.declared >= {_key(contract)}:
+            await self._declare(opened, contract)
+        message = message_of(contract, value, options)
+        publication = self._publication(contract, message, delay_of(options, self._clock.time()), require)
+        if within is not None:
+            write_outbox(within, opened.outboxes, self.service, [publication], opened.wake_relays)
+            return message
+        try:
+            reached = await opened.publisher.publish(publication)
+        except Unavailable as error:
+            raise SendError(f"message {message.id} is not confirmed: {error}", [message]) from error
+        except Unroutable as error:
+            error.failed = error.failed or [message]
+            raise
+        if reached == 0:
+            self._say_unrouted(contract.name, message.route_key)
+        return message
+
+    async def send_many(
+        self, target: Any, values: Iterable[Any], *, within: object = None, require: bool | None = None
+    ) -> list[Message]:
+        """Send values to a topic or queue, in their order; see `BusTopic.send_many`."""
+        contract, opened = _contract(target), self._here()
+        if not opened.declared >= {_key(contract)}:
+            await self._declare(opened, contract)
+        messages, publications = self._publications(contract, values, require)
+        if within is not None:
+            write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
+            return messages
+        futures = [opened.publisher.publish(publication) for publication in publications]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        failed = [message for message, one in zip(messages, results, strict=True) if isinstance(one, BaseException)]
+        if failed:
+            first = next(one for one in results if isinstance(one, BaseException))
+            raise SendError(f"{len(failed)} of {len(messages)} messages are not confirmed: {first}", failed) from first
+        for message, reached in zip(messages, results, strict=True):
+            if reached == 0:
+                self._say_unrouted(contract.name, message.route_key)
+        return messages
+
+    def transaction(
+        self, target: Any, value: Any, *, delay: float | None = None, **options: Any
+    ) -> AbstractAsyncContextManager[Message]:
+        """Local work that is no database transaction; see `BusTopic.transaction`."""
+        contract, opened = _contract(target), self._here()
+        if opened.checkback is None:
+            raise NotSupported(
+                f"{opened.storage.url} keeps no halves: give the bus a storage: Bus(url, storage='sqlite:///shop.db')"
+            )
+        return opened.checkback.transaction(contract.name, message_of(contract, value, SendOptions(**options)), delay)
+
+    def write_within(
+        self, opened: Opened, target: Any, values: Sequence[Any], within: object, require: bool | None = None
+    ) -> list[Message]:
+        """Write messages into a caller's transaction, on the caller's thread."""
+        messages, publications = self._publications(_contract(target), values, require)
+        write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
+        return messages
+
+    def _publications(
+        self, contract: Topic[Any] | Queue[Any], values: Iterable[Any], require: bool | None
+    ) -> tuple[list[Message], list[Publication]]:
+        messages: list[Message] = []
+        publications: list[Publication] = []
+        now = self._clock.time()
+        for value in values:
+            options = SendOptions()
+            if isinstance(value, Outgoing):
+                options = SendOptions(
+                    route_key=value.route_key, delay=value.delay, at=value.at, id=value.id, headers=value.headers
+                )
+            one = value.value if isinstance(value, Outgoing) else value  # pyright: ignore[reportUnknownMemberType]
+            message = message_of(contract, one, options)
+            messages.append(message)
+            publications.append(self._publication(contract, message, delay_of(options, now), require))
+        return messages, publications
+
+    def _publication(
+        self, contract: Topic[Any] | Queue[Any], message: Message, delay: float | None, require: bool | None
+    ) -> Publication:
+        to_topic = not isinstance(contract, Queue)
+        demanded = to_topic and not delay and (self._require_default if require is None else require)
+        if require and delay:
+            raise ConfigurationError(
+                "require= cannot be told for a delayed send: its topic is looked at when it is due"
+            )
+        if require and self._opened is not None and not self._opened.driver.caps.counts_routes:
+            raise NotSupported("this engine cannot know whether a queue is bound: leave require= out")
+        return Publication(to_topic, contract.name, message.to_bytes(), message.route_key, delay, message.id, demanded)
+
+    def _say_unrouted(self, topic: str, route_key: str) -> None:
+        self.unrouted[topic, route_key] += 1
+        if self.unrouted[topic, route_key] == 1:
+            self._logger.warning("no queue is bound to topic %r for route key %r: the message is kept nowhere; "
+                                 "require=True makes this an error", topic, route_key)  # fmt: skip
+
+    # ------------------------------------------------------------------------------------- what operators work on
+
+    @property
+    def driver(self) -> Driver:
+        """The open engine's queues and topics."""
+        return self._here().driver
+
+    @property
+    def idempotency(self) -> IdempotencyStorage | None:
+        """The open storage's keys."""
+        return self._here().storage.idempotency
+
+    @property
+    def dead_letters(self) -> DeadLetterStorage | None:
+        """The open storage's dead letters; marking one wakes this process's handlers."""
+        letters: Any = self._here().letters
+        return letters  # type: ignore[no-any-return]
+
+    @property
+    def transactions(self) -> TransactionStorage | None:
+        """The open storage's halves."""
+        return self._here().storage.transactions
+
+    @property
+    def outboxes(self) -> list[OutboxStorage]:
+        """The outboxes that this open bus relays."""
+        return self._here().outboxes
+
+    # ------------------------------------------------------------------------------------------------------ inside
+
+    async def _declare(self, opened: Opened, contract: Topic[Any] | Queue[Any]) -> None:
+        self._know(contract)
+        await opened.declare()
+
+    def _here(self) -> Opened:
+        opened = self._opened
+        if opened is None:
+            raise NotOpen(
+                "the bus is not open: write `async with bus:` around this, or bus.blocking where there is no loop"
+            )
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if opened.loop is not loop:
+            raise NotOpen(
+                "the bus was opened on another event loop (each asyncio.run has its own): open it where it is used, or "
+                "use bus.blocking from threads"
+            )
+        return opened
+
+    def _check(self, opened: Opened) -> None:
+        """What cannot work is said before anything is connected."""
+        if self.handlers and self.dead_letters_go == "storage" and opened.storage.dead_letters is None:
+            raise NotSupported(
+                f"{opened.storage.url} keeps no dead letters; write Bus(url, storage='sqlite:///shop.db'), or keep "
+                "them in queues: Bus(url, dead_letters='queue')"
+            )
+        wants_keys = any(handler.settings.get("dedupe", self.dedupe) is not None for handler in self.handlers)
+        if wants_keys and opened.storage.idempotency is None:
+            raise NotSupported(
+                f"{opened.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
+                "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
+            )
+
+
+def _key(contract: Topic[Any] | Queue[Any]) -> tuple[str, str]:
+    return ("queue" if isinstance(contract, Queue) else "topic", contract.name)
+
+
+def _contract(target: Any) -> Topic[Any] | Queue[Any]:
+    if isinstance(target, BusTopic | BusQueue):
+        return target.contract  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if isinstance(target, Topic | Queue):
+        return target  # pyright: ignore[reportUnknownVariableType]
+    raise ConfigurationError(f"send to a topic or a queue, such as bus.topic('orders', Order), not to {target!r}")

@@ -1,0 +1,130 @@
+"""A message in hand: fetched, claimed, being handled; and the company it is handled in."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ..engines.contract import Delivery
+from ..message import Message
+from .invoke import Invoker
+
+__all__ = ["Company", "Hand", "Parsed", "Why"]
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What a delivery's bytes say: a message with its payload and function, or why there is none."""
+
+    message: Message | None
+    payload: Any = None
+    invoker: Invoker | None = None
+    error: Exception | None = None
+    unmatched: bool = False
+    """The message was read, and no function takes its type."""
+
+
+class Why(enum.Enum):
+    """Why a handler is cancelled by us."""
+
+    TIMEOUT = "its timeout passed"
+    FENCED = "its claim was taken over, or could not be renewed in time"
+    STOPPED = "the grace time of a stop passed"
+
+
+class Hand:
+    """One message from its claim to its outcome."""
+
+    __slots__ = ("attempts", "cancelled", "delivery", "held_until", "invoker", "message", "payload", "task", "token")
+
+    def __init__(self, delivery: Delivery, parsed: Parsed, message: Message, token: str, held_until: float) -> None:
+        self.delivery = delivery
+        self.message = message
+        self.payload = parsed.payload
+        self.invoker = parsed.invoker
+        self.token = token
+        """Empty: no claim, handled without deduplication."""
+        self.held_until = held_until
+        """Until when no other can have it; after that a handler that runs on would be the second."""
+        self.attempts = message.retried + 1
+        self.task: asyncio.Task[Any] | None = None
+        self.cancelled: Why | None = None
+
+    def cancel(self, why: Why) -> None:
+        """Cancel the handler, if it is running and was not cancelled before."""
+        if self.task is not None and self.cancelled is None:
+            self.cancelled = why
+            self.task.cancel()
+
+
+class Company:
+    """Who runs in this process: most messages side by side, and one that may kill the process alone.
+
+    From its second start without an outcome a message runs alone, so that its neighbours are innocent when the process
+    dies of it. Who waits to run alone goes before those who come later, so it is not starved.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.alone: object | None = None
+        self._waiting_alone: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether a message may start beside the others now."""
+        return self.alone is None and not self._waiting_alone
+
+    async def enter(self) -> None:
+        """Wait until no one runs alone, and be counted."""
+        while not self.open:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
+        self.running += 1
+
+    def leave(self) -> None:
+        """One less runs."""
+        self.running -= 1
+        if self.running == 0 and self._waiting_alone:
+            self._wake_alone()
+
+    async def enter_alone(self, who: object) -> None:
+        """Wait until no one else runs, and keep others out."""
+        if self.running or self.alone is not None or self._waiting_alone:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting_alone.append(future)
+            try:
+                await future
+            except asyncio.CancelledError:
+                if future.done() and not future.cancelled():
+                    self.alone = None
+                    self._next()
+                else:
+                    self._waiting_alone.remove(future)
+                    if self.open:
+                        self._next()
+                raise
+        self.alone = who
+
+    def leave_alone(self) -> None:
+        """Let the others in again."""
+        self.alone = None
+        self._next()
+
+    def _next(self) -> None:
+        if self._waiting_alone and self.running == 0:
+            self._wake_alone()
+            return
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _wake_alone(self) -> None:
+        future = self._waiting_alone.popleft()
+        self.alone = future
+        future.set_result(None)

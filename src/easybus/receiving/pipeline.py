@@ -1,0 +1,256 @@
+"""The stages of handling one message, in their order. This file reads top to bottom as a message goes.
+
+taken (fetched, decoded, claimed) → turn (beside others, or alone) → already handled? → invoke → outcome → settle
+
+FREE → CLAIMED(token, lease) → DONE(expires)        failure: CLAIMED → FREE, which remembers that it was claimed
+CLAIMED past its lease → CLAIMED by the next taker, with a new token (a takeover)
+
+no message, wrong type, no handler     dead letter, at once
+CONFLICT (the id had another payload)  dead letter
+BUSY → nack with delay, not counted;   DONE → ack
+claimed before                         already_handled? True → complete, ack;  None or an error → back, with delay
+returned                               complete → ack
+Reject                                 dead letter
+Retry, False, exception, time-out      retry by policy, or dead letter when none is left
+fenced off                             nothing: the message is another's
+stopped                                release → nack
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from ..clock import Clock
+from ..engines.contract import Busy, Claimed, Conflict, Done, Taken
+from ..errors import Reject, Retry
+from ..message import Message
+from .hand import Company, Hand, Parsed, Why
+from .invoke import Invoker, call_with_message
+from .retry import delay_after
+from .settle import Settler
+from .subscription import Subscription
+from .within import ExactlyOnce, NotTheHolder
+
+__all__ = ["Pipeline"]
+
+_ASKED_AGAIN = 5.0
+"""Seconds until `already_handled` is asked again, when it did not know."""
+
+
+class Pipeline:
+    """Handles one queue's messages, each from its claim to its outcome."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        settler: Settler,
+        company: Company,
+        *,
+        exactly_once: ExactlyOnce | None,
+        clock: Clock,
+        logger: logging.Logger,
+        failed: Callable[[Message, BaseException], None] | None = None,
+    ) -> None:
+        """`failed`: told of every exception that a handler raised."""
+        self.subscription = subscription
+        self.options = subscription.options
+        self._settler = settler
+        self._company = company
+        self._exactly_once = exactly_once
+        self._clock = clock
+        self._logger = logger
+        self._failed = failed
+        self.holding: set[Hand] = set()
+        """What is claimed and not settled: renewed."""
+
+    async def handle(self, taken: Taken, until: float) -> None:
+        """Handle one message; `until` is when its claim ends if it is not renewed."""
+        parsed: Parsed = taken.parsed
+        invoker = parsed.invoker
+        claim = taken.claim
+        if claim.__class__ is not Claimed and await self._settled_before(taken, parsed):
+            return
+        assert invoker is not None and parsed.message is not None  # noqa: S101, PT018 - else settled before
+        token = claim.token if isinstance(claim, Claimed) else ""
+        hand = Hand(taken.delivery, parsed, parsed.message, token, until)
+        self.holding.add(hand)
+        try:
+            if isinstance(claim, Claimed) and claim.before:
+                await self._again(hand, invoker, claim.starts)
+            elif self._company.open:
+                self._company.running += 1
+                try:
+                    await self._invoke(hand, invoker)
+                finally:
+                    self._company.leave()
+            else:
+                await self._beside(hand, invoker)
+        finally:
+            self.holding.discard(hand)
+
+    async def _settled_before(self, taken: Taken, parsed: Parsed) -> bool:
+        """What needs no handler is settled here; False: it goes on, without a claim."""
+        delivery, message = taken.delivery, parsed.message
+        if parsed.error is not None:
+            if parsed.unmatched and self.options.unmatched == "ignore":
+                await self._settler.ack(delivery)
+            else:
+                await self._settler.dead(delivery, message, str(parsed.error), parsed.error)
+        elif isinstance(taken.claim, Busy):
+            await self._settler.busy_elsewhere(delivery)
+        elif isinstance(taken.claim, Done):
+            await self._settler.ack(delivery)
+        elif isinstance(taken.claim, Conflict):
+            reason = "its id was used before for another payload"
+            await self._settler.dead(delivery, message, reason)
+        else:
+            return False
+        return True
+
+    # ------------------------------------------------------------------------------------------------- its turn
+
+    async def _beside(self, hand: Hand, invoker: Invoker) -> None:
+        if not await self._waited(hand, self._company.enter()):
+            return
+        try:
+            await self._invoke(hand, invoker)
+        finally:
+            self._company.leave()
+
+    async def _again(self, hand: Hand, invoker: Invoker, starts: int) -> None:
+        """Claimed before: maybe handled, and from its second start without an outcome, handled alone."""
+        if self.options.already_handled is not None and await self._already_handled(hand):
+            return
+        if starts <= 1:
+            await self._beside(hand, invoker)
+            return
+        if starts - 1 > self.options.max_starts:
+            reason = f"it was begun {starts - 1} times without an outcome: it may kill its process"
+            await self._settler.dead(hand.delivery, hand.message, reason, token=hand.token)
+            return
+        if not await self._waited(hand, self._company.enter_alone(hand)):
+            return
+        try:
+            await self._invoke(hand, invoker)
+        finally:
+            self._company.leave_alone()
+
+    async def _waited(self, hand: Hand, turn: Awaitable[None]) -> bool:
+        """Wait for a turn; False: cancelled meanwhile, and settled."""
+        hand.task = asyncio.current_task()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if hand.cancelled is None:
+                raise
+            _uncancel()
+            if hand.cancelled is not Why.FENCED:
+                await self._settler.back(hand)
+            return False
+        finally:
+            hand.task = None
+        return True
+
+    async def _already_handled(self, hand: Hand) -> bool:
+        """True: settled here, the handler is not to run."""
+        assert self.options.already_handled is not None  # noqa: S101 - asked only then
+        try:
+            answer = await call_with_message(self.options.already_handled, hand.message, lambda: hand.payload)
+        except Exception as error:
+            self._logger.warning("already_handled of queue %r failed, asked again: %s", self._settler.queue, error)
+            answer = None
+        if answer is True:
+            self._settler.done(hand)
+        elif answer is not False:
+            await self._settler.back(hand, _ASKED_AGAIN)
+        return answer is not False
+
+    # --------------------------------------------------------------------------------------- invoke, and its outcome
+
+    async def _invoke(self, hand: Hand, invoker: Invoker) -> None:
+        hand.task = asyncio.current_task()
+        timeout = self.options.timeout
+        timer = None if timeout is None else self._clock.call_later(timeout, lambda: hand.cancel(Why.TIMEOUT))
+        try:
+            if self._exactly_once is not None and hand.token:
+                result = await self._exactly_once.call(hand, invoker)
+            else:
+                result = await invoker.call(hand.message, hand.payload, None)
+        except asyncio.CancelledError as error:
+            await self._cancelled(hand, error)
+        except NotTheHolder:
+            await self._settler.reread(hand)
+        except (Exception, SystemExit) as error:
+            hand.task = None
+            await self._raised(hand, error)
+        else:
+            hand.task = None
+            if hand.cancelled is not None:  # it returned all the same, in the instant of being cancelled
+                await asyncio.sleep(0)
+                _uncancel()
+            if result is False:
+                await self._again_or_dead(hand, "the handler returned False", None)
+            elif self._exactly_once is not None and hand.token:
+                await self._settler.ack(hand.delivery)
+            else:
+                self._settler.done(hand)
+        finally:
+            hand.task = None
+            if timer is not None:
+                timer.cancel()
+
+    async def _cancelled(self, hand: Hand, error: asyncio.CancelledError) -> None:
+        hand.task = None
+        why = hand.cancelled
+        if why is None:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise error  # the worker itself is being torn down
+            await self._raised(hand, error)  # the handler's own: something that it awaited was cancelled
+            return
+        _uncancel()
+        if why is Why.TIMEOUT:
+            reason = f"the handler was cancelled, {why.value}: {self.options.timeout} s"
+            await self._again_or_dead(hand, reason, TimeoutError(reason))
+        elif why is Why.STOPPED:
+            await self._settler.back(hand)
+        else:
+            self._logger.warning("handler of message %s was cancelled: %s", hand.message.id, why.value)
+
+    async def _raised(self, hand: Hand, error: BaseException) -> None:
+        if hand.cancelled is not None:
+            await asyncio.sleep(0)
+            _uncancel()
+        if self._failed is not None:
+            self._failed(hand.message, error)
+        if isinstance(error, Reject):
+            await self._settler.dead(hand.delivery, hand.message, str(error) or "rejected", error, hand.token)
+            return
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        await self._again_or_dead(hand, reason, error)
+
+    async def _again_or_dead(self, hand: Hand, reason: str, error: BaseException | None) -> None:
+        try:
+            delay = delay_after(self.options.retry, error, hand.attempts)
+        except Exception as wrong:
+            self._logger.error("the retry policy of queue %r failed: %s", self._settler.queue, wrong)
+            delay = 60.0
+        if delay is not None and isinstance(error, Retry) and error.after is not None:
+            delay = max(0.0, error.after)
+        if delay is None:
+            await self._settler.dead(hand.delivery, hand.message, reason, error, hand.token)
+            return
+        self._logger.warning(
+            "message %s of queue %r failed in attempt %d, again in %.1f s: %s",
+            hand.message.id, self._settler.queue, hand.attempts, delay, reason,
+        )  # fmt: skip
+        await self._settler.retry(hand, delay)
+
+
+def _uncancel() -> None:
+    """Our own cancellation is dealt with: the worker's task goes on."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()

@@ -1,0 +1,273 @@
+"""One queue's loop: slots, workers, leases, and a clean stop.
+
+    fetching: as many as there are free slots → ready → workers (long-lived, one a slot at most) → pipeline
+    renewing: every third of the lease, what is in hand is extended; what is held no more is cancelled
+    stopping: no more fetches → what is ready and unbegun goes back → handlers end, or are cancelled after the grace →
+              what is finished is settled to the end
+
+A worker is started when all are at work and something is ready: a task a message would cost half of the budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from ..clock import Clock, sleep, wait
+from ..engines.contract import Claimed, Taken
+from ..errors import EngineError, NotDeclared
+from .claim import Intake
+from .hand import Hand, Why
+from .pipeline import Pipeline
+from .replay import Replayer
+from .settle import Settler
+
+__all__ = ["Receiver"]
+
+_WAIT = 5.0
+"""Seconds of one fetch that finds nothing."""
+_INTERRUPT = 0.1
+"""Seconds that a fetch may go on after a stop; past it it only waits, and is cancelled."""
+
+
+class Receiver:
+    """Fetches, handles and settles the messages of one queue."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        intake: Intake,
+        settler: Settler,
+        *,
+        replayer: Replayer | None,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        self.queue = pipeline.subscription.queue
+        self._options = pipeline.options
+        self._pipeline = pipeline
+        self._intake = intake
+        self._settler = settler
+        self.replayer = replayer
+        self._clock = clock
+        self._logger = logger
+        self._ready: deque[tuple[Taken, float]] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._at_work = 0
+        self._slot_free: asyncio.Future[None] | None = None
+        self._stopping = False
+        self._loops: list[asyncio.Task[None]] = []
+        self._fetching: asyncio.Task[None] | None = None
+        self._hurried = False
+
+    # ------------------------------------------------------------------------------------------- start and stop
+
+    def start(self) -> None:
+        """Begin to fetch and handle. Starting again after a stop works."""
+        if self._loops:
+            return
+        self._stopping = False
+        loop = asyncio.get_running_loop()
+        self._fetching = loop.create_task(self._guarded(self._fetch), name=f"easybus fetch {self.queue}")
+        self._loops = [self._fetching, loop.create_task(self._guarded(self._renew), name=f"easybus renew {self.queue}")]
+        if self.replayer is not None:
+            self._loops.append(loop.create_task(self._guarded(self.replayer.run), name=f"easybus replay {self.queue}"))
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop: what is in flight ends uncancelled within `grace` seconds (None: however long it takes), what was not
+        begun goes back, what has finished is completed and acked. A second stop does nothing."""
+        if not self._loops:
+            return
+        self._stopping = True
+        self._wake_fetch()
+        fetching, renewing, *others = self._loops
+        await self._end(fetching)
+        for task in others:
+            task.cancel()
+        await self._give_back()
+        await self._wait_for_handlers(grace)
+        self._release_idle()
+        if self._workers:
+            await asyncio.wait(self._workers)
+        await self._settler.drained()
+        renewing.cancel()
+        await asyncio.gather(renewing, *others, return_exceptions=True)
+        self._loops = []
+
+    def hurry(self) -> None:
+        """End the grace time of a stop now."""
+        self._hurried = True
+        self._wake_fetch()
+
+    async def _end(self, fetching: asyncio.Task[None]) -> None:
+        done, _ = await asyncio.wait([fetching], timeout=_INTERRUPT)
+        if not done:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+    async def _give_back(self) -> None:
+        while self._ready:
+            taken, until = self._ready.popleft()
+            if isinstance(taken.claim, Claimed) and taken.parsed.message is not None:
+                hand = Hand(taken.delivery, taken.parsed, taken.parsed.message, taken.claim.token, until)
+                await self._settler.back(hand)
+            else:
+                await self._settler.busy_elsewhere(taken.delivery)
+
+    async def _wait_for_handlers(self, grace: float | None) -> None:
+        ends = None if grace is None else self._clock.time() + grace
+        while self._at_work:
+            left = None if ends is None else ends - self._clock.time()
+            if self._hurried or (left is not None and left <= 0):
+                self._hurried = False
+                for hand in list(self._pipeline.holding):
+                    hand.cancel(Why.STOPPED)
+                ends = None
+                continue
+            self._slot_free = asyncio.get_running_loop().create_future()
+            await wait(self._clock, self._slot_free, left)
+
+    @property
+    def busy(self) -> bool:
+        """Whether messages are ready, at work, or being settled."""
+        return bool(self._ready or self._at_work or self._settler.busy)
+
+    @property
+    def settling(self) -> bool:
+        """Whether messages are ready, or on their way to the engine: all but handlers at work."""
+        return bool(self._ready or self._settler.busy)
+
+    @property
+    def at_work(self) -> list[Hand]:
+        """What is in hand."""
+        return list(self._pipeline.holding)
+
+    # -------------------------------------------------------------------------------------------------- fetching
+
+    async def _fetch(self) -> None:
+        pause, down = 0.1, False
+        while not self._stopping:
+            free = self._options.concurrency - self._at_work - len(self._ready)
+            if free <= 0 or self._ready:
+                self._slot_free = asyncio.get_running_loop().create_future()
+                await self._slot_free
+                await asyncio.sleep(0)  # let every worker that is done say so: one fetch for all of them
+                continue
+            try:
+                taken = await self._intake.take(free, _WAIT)
+            except NotDeclared as error:
+                self._logger.error("queue %r is not handled: %s", self.queue, error)
+                await sleep(self._clock, 5.0)
+                continue
+            except EngineError as error:
+                if not down:
+                    self._logger.error("queue %r is not handled, the engine is away: %s", self.queue, error)
+                down = True
+                await sleep(self._clock, pause)
+                pause = min(pause * 2, 2.0)
+                continue
+            if down:
+                self._logger.warning("queue %r is handled again", self.queue)
+            pause, down = 0.1, False
+            # A tenth for the reply's way: the claims were written before now.
+            until = self._clock.time() + self._options.lease * 0.9
+            self._ready.extend((one, until) for one in taken)
+            if taken:
+                self._wake_worker()
+
+    def _wake_fetch(self) -> None:
+        if self._slot_free is not None and not self._slot_free.done():
+            self._slot_free.set_result(None)
+
+    # --------------------------------------------------------------------------------------------------- workers
+
+    def _wake_worker(self) -> None:
+        """One more worker looks at what is ready; it wakes the next if it does not get through alone."""
+        while self._idle:
+            future = self._idle.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+        if len(self._workers) < self._options.concurrency:
+            task = asyncio.get_running_loop().create_task(self._guarded(self._work), name=f"easybus {self.queue}")
+            self._workers.add(task)
+            task.add_done_callback(self._workers.discard)
+
+    def _release_idle(self) -> None:
+        for future in self._idle:
+            if not future.done():
+                future.set_result(None)
+        self._idle.clear()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready, handle = self._ready, self._pipeline.handle
+        while True:
+            if not ready:
+                self._wake_fetch()  # a slot is free
+                if self._stopping:
+                    return
+                future = loop.create_future()
+                self._idle.append(future)
+                await future
+                continue
+            taken, until = ready.popleft()
+            self._at_work += 1
+            if ready:
+                self._wake_worker()
+            else:
+                self._wake_fetch()
+            try:
+                await handle(taken, until)
+            except Exception:
+                # A fault of ours: the message stays in flight, and its lease brings it back.
+                self._logger.exception("queue %r: a message is left to its lease", self.queue)
+            finally:
+                self._at_work -= 1
+
+    # ---------------------------------------------------------------------------------------------------- leases
+
+    async def _renew(self) -> None:
+        lease = self._options.lease
+        while True:
+            slept_at = self._clock.time()
+            await sleep(self._clock, lease / 3, poll=True)
+            now = self._clock.time()
+            hands = list(self._pipeline.holding)
+            if now - slept_at > lease:  # the loop itself stood still: what lapsed meanwhile is another's
+                for hand in hands:
+                    if hand.held_until <= now:
+                        hand.cancel(Why.FENCED)
+            if hands:
+                await self._extend(hands, now, lease)
+
+    async def _extend(self, hands: list[Hand], now: float, lease: float) -> None:
+        try:
+            lost = await self._settler.extend(hands, lease)
+        except EngineError:
+            for hand in hands:
+                if hand.held_until <= now + lease / 3:  # it ends before the next renewal could tell
+                    hand.cancel(Why.FENCED)
+            return
+        gone = set(lost)
+        for hand in hands:
+            if hand in gone:
+                hand.cancel(Why.FENCED)
+            else:
+                hand.held_until = now + lease
+
+    async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """A loop of ours that ends by an error is a fault of ours: said, never silent."""
+        try:
+            await loop()
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._logger.critical("queue %r is handled no more", self.queue, exc_info=True)
+            with contextlib.suppress(Exception):
+                self._wake_fetch()
+            raise

@@ -1,0 +1,309 @@
+"""From an outcome to the engine: each order loses nothing, whatever dies between two steps.
+
+    done         complete(token) → ack                 one step where the engine holds both
+    retry        Move → release(token)                 where Move is atomic; an unknown result lets the lease end
+                 publish, confirmed → release → ack    elsewhere: at worst a copy
+    dead letter  store → release → ack                 with no claim, or in conflict: store → ack
+    back         release → nack
+    not the holder any more at completion: read again; DONE → ack, else nack, never ack
+
+What fails here because the engine is away stays in flight: its lease ends, and another takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+
+from .. import points
+from ..batching import Batcher
+from ..clock import Clock, sleep
+from ..connection import Publisher
+from ..engines.contract import (
+    Ack,
+    DeadLetter,
+    DeadLetterStorage,
+    Delivery,
+    Driver,
+    Extend,
+    Finish,
+    FusedDriver,
+    IdempotencyStorage,
+    Move,
+    Nack,
+    Publication,
+    Settled,
+    Settlement,
+)
+from ..errors import EngineError, Unavailable
+from ..message import FIRST_FAILED, Message, new_id
+from .hand import Hand
+from .subscription import Subscription
+
+__all__ = ["Settler"]
+
+_BUSY_DELAY = 1.0
+_LONGEST_ERROR = 10_000
+
+
+class Settler:
+    """Settles one queue's messages, in batches."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        publisher: Publisher,
+        keys: IdempotencyStorage | None,
+        letters: DeadLetterStorage | None,
+        *,
+        fused: bool,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        """`letters` None: dead letters go to a queue of their own, `<queue>.dead`."""
+        self.queue = subscription.queue
+        self._keep = subscription.options.keep
+        self._publisher = publisher
+        self._driver: Driver = publisher.driver
+        self._keys = keys
+        self._letters = letters
+        self._fused = cast("FusedDriver", publisher.driver) if fused and keys is not None else None
+        self._clock = clock
+        self._logger = logger
+        self._settlements: Batcher[Settlement, Settled] = Batcher(self._settle)
+        self._releases: Batcher[str, bool] = Batcher(self._release)
+        self._finishes: Batcher[Hand, bool] = Batcher(self._finish)
+        self._rereads: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way to the engine."""
+        return bool(self._finishes.busy or self._settlements.busy or self._releases.busy or self._rereads)
+
+    async def drained(self) -> None:
+        """Wait until everything that was handed over is settled."""
+        while self.busy:
+            await self._finishes.drained()
+            await self._settlements.drained()
+            await self._releases.drained()
+            if self._rereads:
+                await asyncio.wait(self._rereads)
+
+    # ------------------------------------------------------------------------------------------------------- done
+
+    def done(self, hand: Hand) -> asyncio.Future[bool] | asyncio.Future[Settled]:
+        """The handler returned: complete, then ack. The future ends when it is settled, and needs no awaiting."""
+        if not hand.token:
+            return self._ack(hand.delivery)
+        future = self._finishes.add(hand)
+        future.add_done_callback(lambda finished: self._finished(hand, finished))
+        return future
+
+    async def _finish(self, hands: list[Hand]) -> list[bool]:
+        if points.hook is not None:
+            await points.reach("handler.done")
+        if self._fused is not None:
+            completed = await self._fused.finish(
+                self.queue, [Finish(hand.delivery, hand.token, self._keep) for hand in hands]
+            )
+        else:
+            assert self._keys is not None  # noqa: S101 - a token came from them
+            completed = await self._keys.complete([(hand.token, self._keep) for hand in hands])
+            if points.hook is not None:
+                await points.reach("key.completed")
+            await self._driver.settle(
+                self.queue, [Ack(hand.delivery) for hand, ok in zip(hands, completed, strict=True) if ok]
+            )
+        if points.hook is not None:
+            await points.reach("delivery.acked")
+        return completed
+
+    def _finished(self, hand: Hand, future: asyncio.Future[bool]) -> None:
+        if not future.cancelled() and future.exception() is None and future.result():
+            return
+        task = asyncio.get_running_loop().create_task(self._reread(hand, future))
+        self._rereads.add(task)
+        task.add_done_callback(self._rereads.discard)
+
+    async def _reread(self, hand: Hand, future: asyncio.Future[bool]) -> None:
+        """DONE was not written, or nobody knows: try again while the claim is surely ours, then look who has it."""
+        pause = 0.05
+        error = None if future.cancelled() else future.exception()
+        while error is not None:
+            if self._clock.time() >= hand.held_until:
+                self._logger.warning("message %s of queue %r is handled, and that could not be written: %s",
+                                     hand.message.id, self.queue, error)  # fmt: skip
+                return
+            await sleep(self._clock, pause)
+            pause = min(pause * 2, 2.0)
+            try:
+                [completed] = await self._finish([hand])
+            except EngineError as again:
+                error = again
+            else:
+                if completed:
+                    return
+                error = None
+        await self.reread(hand)
+
+    async def reread(self, hand: Hand) -> None:
+        """A completion changed nothing: DONE → ack, else nack, never ack."""
+        assert self._keys is not None  # noqa: S101 - a token came from them
+        try:
+            if await self._keys.lookup(self.queue, hand.message.id) == "done":
+                await self._ack(hand.delivery)
+            else:
+                await self._settlements.add(Nack(hand.delivery, _BUSY_DELAY))
+        except EngineError as error:
+            self._left(hand.delivery, error)
+
+    # ----------------------------------------------------------------------------------- outcomes other than done
+
+    async def ack(self, delivery: Delivery) -> None:
+        """It is handled already: gone."""
+        try:
+            await self._ack(delivery)
+        except EngineError as error:
+            self._left(delivery, error)
+
+    async def busy_elsewhere(self, delivery: Delivery) -> None:
+        """Another has it in hand: look again later; that is no attempt."""
+        try:
+            await self._settlements.add(Nack(delivery, _BUSY_DELAY))
+        except EngineError as error:
+            self._left(delivery, error)
+
+    async def back(self, hand: Hand, delay: float = 0.0) -> None:
+        """Not handled, and not counted: release, then nack."""
+        try:
+            if hand.token:
+                await self._releases.add(hand.token)
+            await self._settlements.add(Nack(hand.delivery, delay))
+        except EngineError as error:
+            self._left(hand.delivery, error)
+
+    async def retry(self, hand: Hand, delay: float) -> None:
+        """Failed: the same message again in `delay` seconds, one attempt older."""
+        again = Message.from_bytes(hand.delivery.body)  # what was sent, whatever the handler did to its copy
+        again.id = again.id or new_id()
+        again.retried += 1
+        again.headers = {FIRST_FAILED: f"{self._clock.time():.3f}", **again.headers}
+        body = again.to_bytes()
+        dedupe_id = f"{again.id}/{hand.token or new_id()}"
+        try:
+            if points.hook is not None:
+                await points.reach("retry.publishing")
+            if self._driver.caps.atomic_move:
+                settled = await self._settlements.add(Move(hand.delivery, body, delay, dedupe_id))
+                if settled is Settled.UNKNOWN:
+                    return
+            else:
+                await self._publisher.publish(Publication(False, self.queue, body, "", delay, dedupe_id))
+            if points.hook is not None:
+                await points.reach("retry.published")
+            if hand.token:
+                await self._releases.add(hand.token)
+            if points.hook is not None:
+                await points.reach("retry.released")
+            if not self._driver.caps.atomic_move:
+                await self._ack(hand.delivery)
+        except EngineError as error:
+            self._left(hand.delivery, error)
+
+    async def dead(
+        self,
+        delivery: Delivery,
+        message: Message | None,
+        reason: str,
+        error: BaseException | None = None,
+        token: str = "",
+    ) -> None:
+        """It cannot be handled: kept as a dead letter, then gone from the queue."""
+        try:
+            if points.hook is not None:
+                await points.reach("dead.storing")
+            await self._keep_letter(self._letter(delivery, message, reason, error))
+            if points.hook is not None:
+                await points.reach("dead.stored")
+            if token:
+                await self._releases.add(token)
+            if points.hook is not None:
+                await points.reach("dead.released")
+            await self._ack(delivery)
+        except EngineError as failed:
+            self._left(delivery, failed)
+
+    def _letter(
+        self, delivery: Delivery, message: Message | None, reason: str, error: BaseException | None
+    ) -> DeadLetter:
+        now = self._clock.time()
+        first = message.headers.get(FIRST_FAILED) if message is not None else None
+        return DeadLetter(
+            queue=self.queue,
+            message_id=message.id if message is not None else "",
+            body=delivery.body,
+            reason=reason,
+            error_type="" if error is None else f"{type(error).__module__}.{type(error).__qualname__}",
+            error="" if error is None else _text(error)[:_LONGEST_ERROR],
+            traceback="" if error is None else "".join(traceback.format_exception(error))[-_LONGEST_ERROR:],
+            attempts=message.retried + 1 if message is not None else delivery.attempt,
+            first_failed=_seconds(first, now),
+            last_failed=now,
+        )
+
+    async def _keep_letter(self, letter: DeadLetter) -> None:
+        self._logger.error("queue %r: message %s is a dead letter: %s", self.queue, letter.message_id, letter.reason)
+        if self._letters is not None:
+            await self._letters.store(letter)
+            return
+        body = msgspec.json.encode(letter)
+        await self._publisher.publish(Publication(False, f"{self.queue}.dead", body, "", 0.0))
+
+    # ------------------------------------------------------------------------------------------------------ leases
+
+    async def extend(self, hands: Sequence[Hand], lease: float) -> list[Hand]:
+        """Renew claims and deliveries; returns those that are held no more. Raises `Unavailable`."""
+        claimed = [hand for hand in hands if hand.token]
+        lost: list[Hand] = []
+        if claimed and self._keys is not None:
+            renewed = await self._keys.renew([hand.token for hand in claimed], lease)
+            lost = [hand for hand, ok in zip(claimed, renewed, strict=True) if not ok]
+        settled = await self._driver.settle(self.queue, [Extend(hand.delivery, lease) for hand in hands])
+        for hand, state in zip(hands, settled, strict=True):
+            # With a claim, a delivery that is gone may come again and finds the key busy: no reason to stop.
+            if state is Settled.STALE and not hand.token:
+                lost.append(hand)
+        return lost
+
+    def _ack(self, delivery: Delivery) -> asyncio.Future[Settled]:
+        return self._settlements.add(Ack(delivery))
+
+    async def _settle(self, batch: list[Settlement]) -> list[Settled]:
+        return await self._driver.settle(self.queue, batch)
+
+    async def _release(self, tokens: list[str]) -> list[bool]:
+        assert self._keys is not None  # noqa: S101 - a token came from them
+        return await self._keys.release(tokens)
+
+    def _left(self, delivery: Delivery, error: EngineError) -> None:
+        level = logging.DEBUG if isinstance(error, Unavailable) else logging.ERROR
+        self._logger.log(level, "queue %r: a delivery is left to its lease: %s", self.queue, error)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__} cannot be shown>"
+
+
+def _seconds(text: str | None, otherwise: float) -> float:
+    try:
+        return float(text) if text else otherwise
+    except ValueError:
+        return otherwise

@@ -1,0 +1,73 @@
+"""Exactly once to a database: the handler works in a transaction of the bus, and DONE is its last statement.
+
+begin → handler's statements → DONE under the token (one row, else roll back) → commit → ack
+
+dies before the commit: nothing happened, another takes it over
+dies after it: DONE stands, the redelivery is only acked
+taken over meanwhile: DONE changes no row, so the stalled worker cannot commit
+the commit's reply lost: read again, DONE → ack, else back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from .. import points, transactions
+from ..engines.contract import IdempotencyStorage
+from ..errors import EngineError
+from .hand import Hand
+from .invoke import Invoker
+
+__all__ = ["ExactlyOnce", "NotTheHolder"]
+
+
+class NotTheHolder(Exception):
+    """DONE is not ours to write, or it is unknown whether it was: look before anything is acked."""
+
+
+class ExactlyOnce:
+    """Calls a queue's handlers in transactions."""
+
+    def __init__(
+        self, begin: Callable[[], AbstractAsyncContextManager[Any]], keys: IdempotencyStorage, keep: float
+    ) -> None:
+        self._begin = begin
+        self._keys = keys
+        self._keep = keep
+
+    async def call(self, hand: Hand, invoker: Invoker) -> Any:
+        """Call the handler; when this returns, its work and DONE are committed.
+
+        Raises:
+            NotTheHolder: nothing was committed, or the commit's outcome is unknown.
+        """
+        committing = False
+        result: Any = None
+        try:
+            async with self._begin() as transaction:
+                result = await invoker.call(hand.message, hand.payload, transaction)
+                if result is False:
+                    raise _Failed
+                if points.hook is not None:
+                    await points.reach("within.effect")
+                statement, parameters = self._keys.completion(hand.token, self._keep)
+                if transactions.find(transaction).execute(statement, parameters) != 1:
+                    raise NotTheHolder
+                if points.hook is not None:
+                    await points.reach("within.done")
+                committing = True
+        except _Failed:
+            return False
+        except EngineError as error:
+            if committing:
+                raise NotTheHolder from error
+            raise
+        if points.hook is not None:
+            await points.reach("within.committed")
+        return result
+
+
+class _Failed(Exception):
+    """The handler returned False: roll back."""

@@ -1,0 +1,197 @@
+"""Handling: a receiver for each queue, what handlers are provided with, and the end by signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .clock import sleep
+from .errors import ConfigurationError, EngineError, NotSupported
+from .opened import Opened
+from .receiving.claim import Intake
+from .receiving.hand import Company
+from .receiving.invoke import Invoker, Providers
+from .receiving.pipeline import Pipeline
+from .receiving.receiver import Receiver
+from .receiving.replay import Replayer
+from .receiving.settle import Settler
+from .receiving.subscription import HandlerOptions, Subscription
+from .receiving.within import ExactlyOnce
+from .router import HandlerDefinition
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+__all__ = ["Running", "until_signalled"]
+
+_PURGE_EVERY = 60.0
+_PURGE_AT_ONCE = 1000
+
+
+class Running:
+    """A bus's receivers, from start to stop."""
+
+    def __init__(self, bus: Bus, opened: Opened, *, only: tuple[str, ...], concurrency: int | None) -> None:
+        """Raises `ConfigurationError`: no such queue, parameters that nothing provides, settings that contradict."""
+        self._bus = bus
+        self._opened = opened
+        self._providers = Providers(bus.provided)
+        self._company = Company()
+        queues = _by_queue(bus.handlers)
+        unknown = [name for name in only if name not in queues]
+        if unknown:
+            raise ConfigurationError(
+                f"no handler for queue {', '.join(map(repr, unknown))}; there are handlers for "
+                f"{', '.join(map(repr, queues)) or 'none'}"
+            )
+        self.receivers = {
+            queue: self._receiver(queue, definitions, concurrency)
+            for queue, definitions in queues.items()
+            if not only or queue in only
+        }
+        self.failures: Callable[[Any, BaseException], None] | None = None
+        self._purging: asyncio.Task[None] | None = None
+
+    def _receiver(self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None) -> Receiver:
+        opened, clock, logger = self._opened, self._opened.clock, self._opened.logger
+        subscription = self._subscription(queue, definitions, concurrency)
+        options = subscription.options
+        keys = opened.storage.idempotency if options.dedupe is not None else None
+        letters = opened.storage.dead_letters if self._bus.dead_letters_go == "storage" else None
+        fused = opened.fused
+        settler = Settler(subscription, opened.publisher, keys, letters, fused=fused, clock=clock, logger=logger)
+        exactly_once = None
+        if options.within is not None and keys is not None:
+            kind = options.within
+            if opened.storage.transaction(kind) is None:
+                name = getattr(kind, "__name__", kind)
+                raise NotSupported(f"queue {queue!r}: {opened.storage.url} has no transaction that is a {name}")
+
+            def begin() -> Any:
+                return opened.storage.transaction(kind)
+
+            exactly_once = ExactlyOnce(begin, keys, options.keep)
+        pipeline = Pipeline(
+            subscription,
+            settler,
+            self._company,
+            exactly_once=exactly_once,
+            clock=clock,
+            logger=logger,
+            failed=lambda message, error: self.failures(message, error) if self.failures is not None else None,
+        )
+        replayer = None
+        if letters is not None:
+            replayer = Replayer(queue, letters, opened.publisher, clock=clock, logger=logger)
+        intake = Intake(subscription, opened.driver, keys, fused=fused, logger=logger)
+        return Receiver(pipeline, intake, settler, replayer=replayer, clock=clock, logger=logger)
+
+    def _subscription(self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None) -> Subscription:
+        settings: dict[str, Any] = {"dedupe": self._bus.dedupe, "retry": self._bus.retry}
+        given: dict[str, Any] = {}
+        for definition in definitions:
+            for name, value in definition.settings.items():
+                if name in given and given[name] != value:
+                    raise ConfigurationError(
+                        f"two functions of queue {queue!r} say {name}={given[name]!r} and {name}={value!r}; "
+                        "functions that share a queue share its settings"
+                    )
+                given[name] = value
+        settings.update(given)
+        if concurrency is not None:
+            settings["concurrency"] = concurrency
+        options = HandlerOptions(**settings)
+        targets = {id(definition.target.payloads): definition.target.payloads for definition in definitions}
+        if len(targets) > 1:
+            raise ConfigurationError(
+                f"queue {queue!r} gets messages of {', '.join(repr(one.target) for one in definitions)}: "
+                "two topics with types of their own; give each a queue"
+            )
+        subscription = Subscription(queue, options, next(iter(targets.values())))
+        for definition in definitions:
+            kind = Any if definition.type is None else definition.type
+            if kind in subscription.functions:
+                raise ConfigurationError(f"two functions of queue {queue!r} take the same type: {kind!r}")
+            subscription.functions[kind] = Invoker(
+                definition.function,
+                self._providers,
+                within=options.within,
+                middleware=self._bus.middleware,
+                names=definition.names,
+            )
+        return subscription
+
+    async def start(self) -> None:
+        """Begin to handle."""
+        await self._opened.declare()
+        self._opened.wake_replays = self._wake_replays
+        for receiver in self.receivers.values():
+            receiver.start()
+        self._purging = asyncio.get_running_loop().create_task(self._purge(), name="easybus purge")
+
+    async def stop(self, grace: float | None) -> None:
+        """Stop all queues at once; see `Receiver.stop`."""
+        self._opened.wake_replays = lambda _: None
+        if self._purging is not None:
+            self._purging.cancel()
+            await asyncio.gather(self._purging, return_exceptions=True)
+        await asyncio.gather(*(receiver.stop(grace) for receiver in self.receivers.values()))
+
+    async def close(self) -> None:
+        """Close what handlers were provided with."""
+        await self._providers.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether messages are ready, at work, being settled or replayed."""
+        return any(receiver.busy for receiver in self.receivers.values())
+
+    def hurry(self) -> None:
+        """End the grace time now."""
+        for receiver in self.receivers.values():
+            receiver.hurry()
+
+    def _wake_replays(self, queue: str) -> None:
+        receiver = self.receivers.get(queue)
+        if receiver is not None and receiver.replayer is not None:
+            receiver.replayer.wake()
+
+    async def _purge(self) -> None:
+        """Forget keys that are past their time, a few at once, while nothing else hurries."""
+        keys = self._opened.storage.idempotency
+        while keys is not None:
+            await sleep(self._opened.clock, _PURGE_EVERY, poll=True)
+            with contextlib.suppress(EngineError):
+                while await keys.purge(_PURGE_AT_ONCE) >= _PURGE_AT_ONCE:
+                    await sleep(self._opened.clock, 0.1)
+
+
+def _by_queue(definitions: list[HandlerDefinition]) -> dict[str, list[HandlerDefinition]]:
+    queues: dict[str, list[HandlerDefinition]] = {}
+    for definition in definitions:
+        queues.setdefault(definition.queue, []).append(definition)
+    return queues
+
+
+async def until_signalled(logger: logging.Logger, running: Callable[[], Running | None]) -> None:
+    """Return at the first SIGTERM or SIGINT; a second one ends the grace time."""
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[None] = loop.create_future()
+    current = running()
+
+    def signalled(name: str) -> None:
+        if first.done():
+            logger.warning("%s again: handlers are cancelled, their messages go back", name)
+            if current is not None:
+                current.hurry()
+        else:
+            logger.info("%s: finishing what is in hand", name)
+            first.set_result(None)
+
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sign, signalled, sign.name)
+    await first

@@ -1,0 +1,34 @@
+"""The pytest plugin: a fixture that puts buses under test and takes them down again.
+
+    async def test_a_receipt_is_sent(easybus_testing):
+        t = await easybus_testing(bus)
+        await orders.send(OrderPaid(1))
+        await t.drain()
+
+The async fixture needs a plugin that runs async tests, such as pytest-asyncio. For plain tests: `bus.testing().blocking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+    from .harness import Harness
+
+__all__ = ["easybus_testing"]
+
+
+@pytest.fixture
+async def easybus_testing() -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
+    """`t = await easybus_testing(bus, provide={…})`: the bus under test, until the test ends; see `Bus.testing`."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(bus: Bus, **options: Any) -> Harness:
+            return await stack.enter_async_context(bus.testing(**options))
+
+        yield begin
