@@ -81,7 +81,7 @@ class DriverMessages(DriverBase):
             assert result in ({len(routes.queues(key))} if driver.caps.counts_routes else {None}), key
         for queue, pattern in bound:
             expected = sorted(key.encode() for key in keys if queue in routes.queues(key))
-            assert await drain(driver, queue, 0.02 if driver.caps.counts_routes else 0.1) == expected, pattern
+            assert await drain(driver, queue, 0.1) == expected, pattern
 
     async def test_one_consumer_sees_the_order_of_publishing(self, driver: Driver) -> None:
         needs(driver, "ordered")
