@@ -95,17 +95,20 @@ class Transaction(AbstractAsyncContextManager[Message]):
         """
         if points.hook is not None:
             await points.reach("half.storing")
-        first = self._clock.time() + self._timeout / 3
         try:
+            due = self._clock.time() + self._timeout / 3
             self._token, stood = await self._storage.store(self._half, self._timeout)
+            self._ours_alone = not stood
+            while self._clock.time() >= due:  # so late a reply that a checker may have discarded it meanwhile
+                due = self._clock.time() + self._timeout / 3
+                await self._hold()
         except Unavailable as error:
             raise SendError(
                 f"the message was not surely stored, and the work has not begun: {error}", [self._message]
             ) from error
-        self._ours_alone = not stood
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
-        self._extender = loop.create_task(self._extend(self._ended, first), name=f"easybus extends {self._half.id}")
+        self._extender = loop.create_task(self._extend(self._ended, due), name=f"easybus extends {self._half.id}")
         if points.hook is not None:
             try:
                 await points.reach("half.stored")

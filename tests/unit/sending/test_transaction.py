@@ -288,6 +288,25 @@ async def test_rollback_leaves_the_half_of_another_send_under_the_id_alone(world
 # -------------------------------------------------------------------------------------------------------- extending
 
 
+async def test_a_reply_of_storing_that_comes_late_makes_sure_of_the_half_before_the_work(
+    world: Any, order: Message
+) -> None:
+    store = world.storage._target.store
+
+    async def late(*args: Any) -> Any:
+        world.storage._target.store = store
+        stored = await store(*args)
+        world.truth = False
+        await world.advance(TIMEOUT)
+        assert await world.checkback.check_due() == 1
+        return stored
+
+    world.storage._target.store = late
+    async with world.checkback.transaction("orders", order):
+        assert (await world.half()).due == pytest.approx(world.clock.time() + TIMEOUT)
+    assert await world.half() is None
+
+
 async def test_a_living_sender_is_never_asked_about(world: Any, order: Message) -> None:
     async with world.checkback.transaction("orders", order):
         for _ in range(30):
