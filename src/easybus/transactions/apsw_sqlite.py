@@ -7,6 +7,8 @@ from typing import Any
 
 import apsw
 
+from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
+
 
 class ApswTransaction:
     """An `apsw.Connection`."""
@@ -39,9 +41,13 @@ class ApswTransaction:
 
     def identity(self, statement: str) -> str | None:
         try:
+            if self._connection.in_transaction:
+                self._connection.execute(WRITE_LOCK)
             row = self.fetch_one(statement)
-        except apsw.SQLError:  # it has no such table
-            return None
+        except apsw.SQLError as error:
+            if getattr(error, "result", None) == NO_SUCH_TABLE:
+                return None
+            raise
         return None if row is None else row[0]
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:

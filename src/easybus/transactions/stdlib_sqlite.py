@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
+
 
 class StdlibTransaction:
     """A `sqlite3.Connection`; only its own thread may use it, unless it was opened otherwise."""
@@ -40,9 +42,13 @@ class StdlibTransaction:
 
     def identity(self, statement: str) -> str | None:
         try:
+            if self._connection.in_transaction:
+                self._connection.execute(WRITE_LOCK)
             row = self.fetch_one(statement)
-        except sqlite3.OperationalError:  # it has no such table
-            return None
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == NO_SUCH_TABLE:
+                return None
+            raise
         return None if row is None else row[0]
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:

@@ -53,6 +53,10 @@ class Connection(Protocol):
     @property
     def in_transaction(self) -> bool: ...
 
+    def reset(self) -> None:
+        """Undo what a caller may have set on `raw`: how rows are made, what traces them."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -78,6 +82,9 @@ class ApswConnection:
     @property
     def in_transaction(self) -> bool:
         return self.raw.in_transaction
+
+    def reset(self) -> None:
+        self.raw.row_trace = self.raw.exec_trace = None
 
     def close(self) -> None:
         self.raw.close()
@@ -106,6 +113,9 @@ class StdlibConnection:
     @property
     def in_transaction(self) -> bool:
         return self.raw.in_transaction
+
+    def reset(self) -> None:
+        self.raw.row_factory, self.raw.text_factory = None, str
 
     def close(self) -> None:
         self.raw.close()

@@ -110,12 +110,11 @@ class SqliteDriver:
                     raise NotSupported("this engine routes a topic send when it is published; delay it before that")
             except Exception as error:
                 refused[at] = error
-        return await writer.call(lambda connection: self._publish(connection, batch, refused), durable=True)
+        return await writer.call(lambda connection: self._publish(writer, connection, batch, refused), durable=True)
 
     def _publish(
-        self, connection: Connection, batch: Sequence[Publication], refused: dict[int, Exception]
+        self, writer: Writer, connection: Connection, batch: Sequence[Publication], refused: dict[int, Exception]
     ) -> list[int | Exception | None]:
-        writer = self.writer()
         topology, touched = writer.topology, writer.touched
         topology.refresh(connection)
         queues, topics, now = topology.queues, topology.topics, self.now()
@@ -156,35 +155,35 @@ class SqliteDriver:
 
         def attempt() -> asyncio.Future[tuple[list[Delivery], float]]:
             return writer.call(
-                lambda connection: (self.own(connection, queue, limit, lease), 0.0),
-                peek=lambda connection: self.look(connection, queue),
-                undo=lambda result: self.give_back(queue, result[0]),
+                lambda connection: (self.own(writer, connection, queue, limit, lease), 0.0),
+                peek=lambda connection: self.look(writer, connection, queue),
+                undo=lambda result: self.give_back(writer, queue, result[0]),
             )
 
         return await until_found(writer.watchers, self.clock, queue, wait, attempt)
 
-    def look(self, connection: Connection, queue: str) -> Any:
+    def look(self, writer: Writer, connection: Connection, queue: str) -> Any:
         """`WRITE` if a message is due, else nothing and when the next one is."""
-        found = connection.rows(_NEXT_DUE, (self.writer().topology.queue(connection, queue),))
+        found = connection.rows(_NEXT_DUE, (writer.topology.queue(connection, queue),))
         if not found:
             return [], 0.0
         return WRITE if found[0][0] <= self.now() else ([], found[0][0] / 1e6)
 
-    def own(self, connection: Connection, queue: str, limit: int, lease: float) -> list[Delivery]:
+    def own(self, writer: Writer, connection: Connection, queue: str, limit: int, lease: float) -> list[Delivery]:
         """Take up to `limit` due messages, in the writer's transaction."""
         now = self.now()
-        rows = connection.rows(_DUE, (self.writer().topology.queue(connection, queue), now, limit))
+        rows = connection.rows(_DUE, (writer.topology.queue(connection, queue), now, limit))
         if not rows:
             return []
         owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
         connection.run(_OWN, (now + to_microseconds(lease), owner, json.dumps([row[0] for row in rows])))
         return [Delivery(queue, body, attempt + 1, (row, owner)) for row, attempt, body in rows]
 
-    def give_back(self, queue: str, deliveries: Sequence[Delivery]) -> None:
+    def give_back(self, writer: Writer, queue: str, deliveries: Sequence[Delivery]) -> None:
         """What a cancelled fetch had taken is ready again."""
-        writer, nacks = self.writer(), [Nack(delivery) for delivery in deliveries]
+        nacks = [Nack(delivery) for delivery in deliveries]
         if nacks:
-            writer.call(lambda connection: self._settle(connection, queue, nacks))
+            writer.later(lambda connection: self._settle(writer, connection, queue, nacks))
 
     async def settle(self, queue: str, batch: Sequence[contract.Settlement]) -> list[Settled]:
         durable = False
@@ -195,10 +194,13 @@ class SqliteDriver:
                 durable = True
             elif isinstance(item, Nack):
                 check_delay(item.delay)
-        return await self.writer().call(lambda connection: self._settle(connection, queue, batch), durable=durable)
+        writer = self.writer()
+        return await writer.call(lambda connection: self._settle(writer, connection, queue, batch), durable=durable)
 
-    def _settle(self, connection: Connection, queue: str, batch: Sequence[contract.Settlement]) -> list[Settled]:
-        writer, now = self.writer(), self.now()
+    def _settle(
+        self, writer: Writer, connection: Connection, queue: str, batch: Sequence[contract.Settlement]
+    ) -> list[Settled]:
+        now = self.now()
         acks = [item.delivery for item in batch if isinstance(item, Ack)]
         gone = acknowledge(connection, acks) if acks else set[Receipt]()
         results: list[Settled] = []
@@ -228,11 +230,13 @@ class SqliteDriver:
         return results
 
     async def stats(self, queue: str) -> QueueStats:
+        writer = self.writer()
+
         def count(connection: Connection) -> QueueStats:
-            queue_id = self.writer().topology.queue(connection, queue)
+            queue_id = writer.topology.queue(connection, queue)
             return QueueStats(*connection.rows(_STATS, (self.now(), queue_id))[0])
 
-        return await self.writer().read(count)
+        return await writer.read(count)
 
     async def purge(self, queue: str) -> int:
         return await self._purge(queue, missing_is_empty=False)

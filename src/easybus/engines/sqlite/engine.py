@@ -44,7 +44,7 @@ class SqliteEngine:
         check_place(self._location)
         writer = acquire(self._location)
         try:
-            await asyncio.wrap_future(writer.ready)
+            await asyncio.shield(asyncio.wrap_future(writer.ready))  # others may wait for it too
         except BaseException:
             if give_back(writer):
                 writer.stop()
@@ -54,7 +54,7 @@ class SqliteEngine:
     async def close(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None and give_back(writer):
-            await asyncio.wrap_future(writer.stop())
+            await asyncio.shield(asyncio.wrap_future(writer.stop()))
 
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
         library = next(

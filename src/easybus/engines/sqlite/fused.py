@@ -11,6 +11,7 @@ from .connect import Connection
 from .driver import SqliteDriver, acknowledge
 from .keys import claim_keys, complete_keys, release_keys
 from .waking import until_found
+from .writer import Writer
 
 
 class SqliteFusedDriver(SqliteDriver):
@@ -28,23 +29,24 @@ class SqliteFusedDriver(SqliteDriver):
 
         def attempt() -> asyncio.Future[tuple[list[Taken], float]]:
             return writer.call(
-                lambda connection: (self._take(connection, queue, limit, lease, parse), 0.0),
+                lambda connection: (self._take(writer, connection, queue, limit, lease, parse), 0.0),
                 durable=True,
-                peek=lambda connection: self.look(connection, queue),
-                undo=lambda result: self._take_back(queue, result[0]),
+                peek=lambda connection: self.look(writer, connection, queue),
+                undo=lambda result: self._take_back(writer, queue, result[0]),
             )
 
         return await until_found(writer.watchers, self.clock, queue, wait, attempt)
 
     def _take(
         self,
+        writer: Writer,
         connection: Connection,
         queue: str,
         limit: int,
         lease: float,
         parse: Callable[[Delivery], tuple[Claim | None, Any]],
     ) -> list[Taken]:
-        deliveries = self.own(connection, queue, limit, lease)
+        deliveries = self.own(writer, connection, queue, limit, lease)
         if not deliveries:
             return []
         parsed = [parse(delivery) for delivery in deliveries]
@@ -55,13 +57,12 @@ class SqliteFusedDriver(SqliteDriver):
             for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
         ]
 
-    def _take_back(self, queue: str, taken: Sequence[Taken]) -> None:
+    def _take_back(self, writer: Writer, queue: str, taken: Sequence[Taken]) -> None:
         """What a cancelled take had claimed is free again, and then its deliveries are ready."""
-        if not taken:
-            return
         tokens = [item.claim.token for item in taken if isinstance(item.claim, Claimed)]
-        self.writer().call(lambda connection: release_keys(connection, tokens, self.now()), durable=True)
-        self.give_back(queue, [item.delivery for item in taken])
+        if tokens:
+            writer.later(lambda connection: release_keys(connection, tokens, self.now()), durable=True)
+        self.give_back(writer, queue, [item.delivery for item in taken])
 
     async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
         def work(connection: Connection) -> list[bool]:

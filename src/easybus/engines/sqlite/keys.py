@@ -61,14 +61,14 @@ class SqliteKeys:
         return int(self._clock.time() * 1e6)
 
     async def claim(self, batch: Sequence[Claim]) -> list[ClaimResult]:
+        writer = self._writer()
+
         def undo(results: list[ClaimResult]) -> None:  # the caller was cancelled: nobody will handle these
             tokens = [result.token for result in results if isinstance(result, Claimed)]
             if tokens:
-                self._writer().call(lambda connection: release_keys(connection, tokens, self._now()), durable=True)
+                writer.later(lambda connection: release_keys(connection, tokens, self._now()), durable=True)
 
-        return await self._writer().call(
-            lambda connection: claim_keys(connection, batch, self._now()), durable=True, undo=undo
-        )
+        return await writer.call(lambda connection: claim_keys(connection, batch, self._now()), durable=True, undo=undo)
 
     async def renew(self, tokens: Sequence[str], lease: float) -> list[bool]:
         def work(connection: Connection) -> list[bool]:

@@ -135,22 +135,26 @@ class SqliteOutbox:
         )
 
     async def release(self, transaction: str, token: str, delay: float, error: str = "") -> None:
+        writer = self._writer()
+
         def work(connection: Connection) -> None:
             due = self._now() + to_microseconds(delay)
             connection.run(_RELEASE, (due, int(bool(error)), error, transaction, token))
-            self._writer().touched.add(_CHANGED)
+            writer.touched.add(_CHANGED)
 
-        await self._writer().call(work)
+        await writer.call(work)
 
     async def park(self, transaction: str, token: str, error: str) -> None:
         await self._writer().call(lambda connection: connection.run(_PARK, (error, transaction, token)), durable=True)
 
     async def unpark(self, transaction: str) -> bool:
+        writer = self._writer()
+
         def work(connection: Connection) -> bool:
-            self._writer().touched.add(_CHANGED)
+            writer.touched.add(_CHANGED)
             return connection.run(_UNPARK, (transaction,)) > 0
 
-        return await self._writer().call(work, durable=True)
+        return await writer.call(work, durable=True)
 
     async def find(self, service: str | None = None, *, parked: bool = False, limit: int = 100) -> list[OutboxRow]:
         return await self._writer().read(
@@ -158,12 +162,13 @@ class SqliteOutbox:
         )
 
     async def wait(self, seconds: float) -> None:
-        watcher = self._writer().watchers.watch(_CHANGED)
+        writer = self._writer()
+        watcher = writer.watchers.watch(_CHANGED)
         try:
-            await self._writer().read(lambda connection: None)  # the thread begins to look abroad
+            await writer.read(lambda connection: None)  # the thread begins to look abroad
             await wait(self._clock, watcher, seconds)
         finally:
-            self._writer().watchers.forget(_CHANGED, watcher)
+            writer.watchers.forget(_CHANGED, watcher)
 
 
 def _read(row: Row) -> OutboxRow:

@@ -56,9 +56,10 @@ CREATE INDEX "easybus_half_due" ON "easybus_half" (service, topic, due_at);
 -- AUTOINCREMENT: ids are never reused, and sqlite_sequence tells the last one that is committed.
 CREATE TABLE "easybus_outbox" (
   id INTEGER PRIMARY KEY AUTOINCREMENT, origin TEXT NOT NULL UNIQUE, service TEXT NOT NULL, writer TEXT NOT NULL,
-  "transaction" TEXT NOT NULL, to_topic INTEGER NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, route_key TEXT NOT NULL, delay REAL,
-  dedupe_id TEXT NOT NULL, require INTEGER NOT NULL, token TEXT NOT NULL DEFAULT '', due_at INTEGER NOT NULL DEFAULT 0,
-  failures INTEGER NOT NULL DEFAULT 0, parked INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
+  "transaction" TEXT NOT NULL, to_topic INTEGER NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL,
+  route_key TEXT NOT NULL, delay REAL, dedupe_id TEXT NOT NULL, require INTEGER NOT NULL,
+  token TEXT NOT NULL DEFAULT '', due_at INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
+  parked INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
   created_at INTEGER NOT NULL);
 CREATE INDEX "easybus_outbox_free" ON "easybus_outbox" (service, parked, id);
 CREATE INDEX "easybus_outbox_transaction" ON "easybus_outbox" ("transaction", id)

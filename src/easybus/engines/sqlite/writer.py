@@ -18,75 +18,32 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from ...errors import EasybusError, NotOpen, Unavailable
 from . import schema
-from .connect import DEADLINE, Connection, connect, log, patiently, translated
+from .connect import DEADLINE, Connection, log, patiently, translated
+from .held import HeldFile
+from .jobs import WRITE, Job, Work, deliver
 from .location import Location
 from .reader import Reader
 from .topology import Topology
 from .waking import Watcher, Watchers
 
-T = TypeVar("T")
-Work: TypeAlias = Callable[[Connection], T]
+__all__ = ["WRITE", "Guest", "Writer"]
 
-WRITE: Any = object()
-"""What a `peek` returns when there is something to write."""
+T = TypeVar("T")
 
 _GROUP = 256  # jobs in one transaction
 _POLL, _POLL_IDLE = 0.003, 0.005  # seconds between looks at data_version
 _LONG = 5.0  # seconds that a guest may hold the file before it is logged
-_LOG_LIMIT = 8 << 20  # bytes of write-ahead log before a TRUNCATE checkpoint, where automatic ones are off
-
-
-class Job(Generic[T]):
-    """One call on its way through the thread, and back to its loop."""
-
-    __slots__ = ("control", "durable", "error", "future", "peek", "result", "since", "undo", "work")
-
-    def __init__(
-        self,
-        future: asyncio.Future[T] | None = None,
-        work: Work[T] | None = None,
-        durable: bool = False,
-        peek: Work[Any] | None = None,
-        undo: Callable[[T], Any] | None = None,
-        control: Callable[[], T] | None = None,
-    ) -> None:
-        self.future = future
-        self.work = work
-        self.durable = durable
-        self.peek = peek
-        self.undo = undo
-        self.control = control
-        self.since = time.monotonic()
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.future is not None and self.future.cancelled()
-
-    def settle(self) -> None:
-        """On the loop: hand the outcome over, or take it back if nobody waits for it any more."""
-        if self.future is None:
-            return
-        if self.future.done():
-            if self.undo is not None and self.error is None and self.result is not None:
-                self.undo(self.result)
-        elif self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
+_CLOSED = "this bus is closed; write: async with bus: …"
 
 
 class Guest:
@@ -107,7 +64,7 @@ class Writer:
         self.location = location
         self.topology = Topology()
         self.watchers = Watchers()
-        self.reader = Reader(location)
+        self.file = HeldFile(location)
         self.touched: set[str] = set()
         """Names whose watchers are woken when the group commits; jobs add to it."""
         self.identity = ""
@@ -116,12 +73,7 @@ class Writer:
         self._refusal: EasybusError | None = None
         self._queue: SimpleQueue[Job[Any]] = SimpleQueue()
         self._waiting: deque[Job[Any]] = deque()
-        self._connection: Connection | None = None
-        self._guests: Connection | None = None
-        self._inode = 0
-        self._lost = False
         self._stopping = False
-        self._durable: bool | None = None
         self._version: Any = None
         self._pause = _POLL
         self._thread = threading.Thread(target=self._run, name="easybus-sqlite", daemon=True)
@@ -139,7 +91,12 @@ class Writer:
     ) -> asyncio.Future[T]:
         """Run `work` in a transaction. `peek` runs before it, outside: what it returns is the answer, unless `WRITE`.
         `undo` is given a result that nobody waits for any more."""
-        return self._put(Job(None, work, durable, peek, undo))
+        return self._put(Job(work, durable=durable, peek=peek, undo=undo))
+
+    def later(self, work: Work[Any], *, durable: bool = False) -> None:
+        """Run `work`, of which nobody awaits the end; never, if the writer has stopped."""
+        if self._refusal is None:
+            self._queue.put(Job(work, durable=durable))
 
     def read(self, peek: Work[T]) -> asyncio.Future[T]:
         """Run `peek` outside of a transaction."""
@@ -147,7 +104,10 @@ class Writer:
 
     def begin(self) -> asyncio.Future[Guest]:
         """Begin a guest's transaction when it is its turn."""
-        return self._put(Job(control=self._begin_guest, undo=lambda guest: self.end(guest, False)))
+        return self._put(Job(control=self._begin_guest, undo=self._abandon))
+
+    def _abandon(self, guest: Guest) -> None:
+        self._queue.put(Job(control=lambda: self._end_guest(guest, False)))
 
     def end(self, guest: Guest, commit: bool) -> asyncio.Future[bool]:
         """Commit or roll back; False: the transaction was no longer open."""
@@ -157,11 +117,16 @@ class Writer:
         """Serve what waits, then close the connection. Done when that is done."""
         done: ThreadFuture[None] = ThreadFuture()
         if self._refusal is None:
-            self._refusal = NotOpen("this bus is closed; write: async with bus: …")
+            self._refusal = NotOpen(_CLOSED)
             self._queue.put(Job(control=lambda: self._stop(done)))
         else:
             done.set_result(None)
         return done
+
+    @property
+    def reader(self) -> Reader:
+        """Reads what is committed, without waiting."""
+        return self.file.reader
 
     @property
     def refuses(self) -> bool:
@@ -188,8 +153,8 @@ class Writer:
         self._refusal = error
 
     def _pause_here(self, paused: ThreadFuture[bool], resume: threading.Event) -> None:
-        if self.guest is None and not self._lost:
-            self._close()
+        if self.guest is None and not self.file.lost:
+            self.file.close()
             paused.set_result(True)
             resume.wait()
         else:
@@ -199,53 +164,18 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            connection = self._open()
-            self.identity = connection.rows(schema.IDENTITY)[0][0]
+            self.identity = self.file.connection().rows(schema.IDENTITY)[0][0]
         except BaseException as error:  # whoever opens is told
             self._refusal = self._refusal or NotOpen("this database could not be opened")
-            self._close()
+            self.file.close()
             self.ready.set_exception(translated(error) if isinstance(error, Exception) else error)
             return
-        del connection
         self.ready.set_result(None)
         while not self._stopping:
             self._gather()
             if self.guest is None:
                 self._serve()
-        self._close()
-
-    def _open(self) -> Connection:
-        """The connection, made if there is none."""
-        path = self.location.path
-        if self._connection is None:
-            connection = connect(path, self.location.library)
-            try:
-                schema.prepare(connection, path)
-                self._inode = os.stat(path).st_ino
-            except BaseException:
-                connection.close()
-                raise
-            self._connection, self._durable = connection, None
-        return self._connection
-
-    def _check_file(self) -> None:
-        try:
-            self._lost = self._lost or os.stat(self.location.path).st_ino != self._inode
-        except OSError:
-            self._lost = True
-        if self._lost:
-            raise Unavailable(f"the file {self.location.path} was removed or replaced while it was open; start anew")
-
-    def _close(self) -> None:
-        for connection in (self._guests, self._connection):
-            if connection is not None and not self._lost:
-                try:
-                    connection.close()
-                except Exception as error:
-                    log.warning("closing %s: %s", self.location.path, error)
-        if not self._lost:
-            self.reader.close()
-            self._guests = self._connection = None
+        self.file.close()
 
     def _stop(self, done: ThreadFuture[None]) -> None:
         self._stopping = True
@@ -254,16 +184,16 @@ class Writer:
                 self._end_guest(self.guest, False)
             while self._waiting:
                 self._serve()
-            self._close()
-            closed = NotOpen("this bus is closed; write: async with bus: …")
+            self.file.close()
+            closed = NotOpen(_CLOSED)
             while True:
                 try:
                     job = self._queue.get_nowait()
                 except Empty:
                     break
                 job.error = closed
-                _deliver([job])
-            _deliver([], self.watchers.take_all())
+                deliver([job])
+            deliver([], self.watchers.take_all())
         finally:
             done.set_result(None)
 
@@ -299,7 +229,7 @@ class Writer:
             job.result = job.control and job.control()
         except Exception as error:
             job.error = translated(error)
-        _deliver([job])
+        deliver([job])
 
     def _serve(self) -> None:
         group: list[Job[Any]] = []
@@ -319,16 +249,16 @@ class Writer:
         writes = [job for job in group if job.peek is None or self._peek(job)]
         if writes:
             self._write(writes, woken)
-        _deliver(group, woken)
-        if writes and self.location.library == "sqlite3":
-            self._truncate_log()
+        deliver(group, woken)
+        if writes:
+            self.file.truncate_log()
 
     def _peek(self, job: Job[Any]) -> bool:
         """Run a job's look outside of a transaction; whether it has something to write."""
         peek = job.peek
         assert peek is not None  # noqa: S101 - the caller looked
         try:
-            connection = self._open()
+            connection = self.file.connection()
             job.result = patiently(lambda: peek(connection))
         except Exception as error:
             job.error = translated(error)
@@ -338,12 +268,13 @@ class Writer:
     def _write(self, jobs: list[Job[Any]], woken: list[Watcher]) -> None:
         self.touched.clear()
         try:
-            connection = self._begin(any(job.durable for job in jobs))
+            connection = self.file.begin(any(job.durable for job in jobs))
             for job in jobs:
                 job.result = job.work and job.work(connection)
             connection.rows("COMMIT")
         except Exception as error:
-            self._roll_back()
+            self.file.roll_back()
+            self.topology.forget()  # it may have been read inside what is rolled back
             for job in jobs:
                 job.result = None
             if len(jobs) == 1 or isinstance(error, Unavailable):
@@ -356,78 +287,31 @@ class Writer:
         if self.touched:
             woken.extend(self.watchers.take(self.touched))
 
-    def _begin(self, durable: bool) -> Connection:
-        connection = self._open()
-        self._check_file()
-        if durable is not self._durable:
-            connection.rows("PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL")
-            self._durable = durable
-        patiently(lambda: connection.rows("BEGIN IMMEDIATE"))
-        return connection
-
-    def _roll_back(self) -> None:
-        self.topology.forget()  # it may have been read inside what is rolled back
-        connection = self._connection
-        if connection is not None and connection.in_transaction:
-            try:
-                connection.rows("ROLLBACK")
-            except Exception as error:
-                log.warning("rolling back on %s: %s", self.location.path, error)
-
     def _look_abroad(self) -> None:
         """Wake everyone if another connection has committed since the last look."""
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            version = connection.rows("PRAGMA data_version")
-        except Exception:  # the next group meets the same trouble, and tells
+        version = self.file.data_version()
+        if version is None:
             return
         if version != self._version:
             self._version, self._pause = version, _POLL
-            _deliver([], self.watchers.take_all())
+            deliver([], self.watchers.take_all())
         else:
             self._pause = min(self._pause * 1.02, _POLL_IDLE)
-
-    def _truncate_log(self) -> None:
-        try:
-            if os.stat(self.location.path + "-wal").st_size > _LOG_LIMIT and self._connection is not None:
-                self._connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-        except Exception as error:
-            log.debug("checkpoint of %s put off: %s", self.location.path, error)
 
     # --------------------------------------------------------------------------------------------------- the guest
 
     def _begin_guest(self) -> Guest:
-        self._open()
-        self._check_file()
-        if self._guests is None:
-            self._guests = connect(self.location.path, self.location.library)
-        connection = self._guests
-        patiently(lambda: connection.rows("BEGIN IMMEDIATE"))
-        self.guest = Guest(connection)
+        self.guest = Guest(self.file.begin_guest())
         return self.guest
 
     def _end_guest(self, guest: Guest, commit: bool) -> bool:
         if self.guest is not guest:
             return False
-        connection = guest.connection
-        self.guest, self._guests = None, None
+        self.guest = None
         try:
-            if not connection.in_transaction:
-                return False
-            try:
-                connection.rows("COMMIT" if commit else "ROLLBACK")
-                self._guests = connection  # what went well is used again
-            except BaseException:
-                if connection.in_transaction:
-                    connection.rows("ROLLBACK")
-                raise
-            return True
+            return self.file.end_guest(guest.connection, commit)
         finally:
-            if self._guests is None and not self._lost:
-                connection.close()
-            _deliver([], self.watchers.take_all())
+            deliver([], self.watchers.take_all())
 
     def _watch_guest(self, guest: Guest) -> None:
         """Say once that a guest holds the file for long, and let nobody wait for it past the deadline."""
@@ -442,27 +326,4 @@ class Writer:
         while self._waiting and now - max(self._waiting[0].since, guest.since) > DEADLINE:
             job = self._waiting.popleft()
             job.error = Unavailable(f"a transaction of this process holds the database, for over {DEADLINE:g} s now")
-            _deliver([job])
-
-
-def _deliver(jobs: list[Job[Any]], woken: list[Watcher] | None = None) -> None:
-    """Bring outcomes to their event loops, with one call for each loop."""
-    loops: dict[asyncio.AbstractEventLoop, tuple[list[Job[Any]], list[Watcher]]] = {}
-    for job in jobs:
-        if job.future is not None:
-            loops.setdefault(job.future.get_loop(), ([], []))[0].append(job)
-    for watcher in woken or ():
-        loops.setdefault(watcher.get_loop(), ([], []))[1].append(watcher)
-    for loop, (settled, watchers) in loops.items():
-        try:
-            loop.call_soon_threadsafe(_arrive, settled, watchers)
-        except RuntimeError:  # that loop is closed: nobody waits any more
-            continue
-
-
-def _arrive(jobs: list[Job[Any]], woken: list[Watcher]) -> None:
-    for job in jobs:
-        job.settle()
-    for watcher in woken:
-        if not watcher.done():
-            watcher.set_result(None)
+            deliver([job])
