@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Coroutine, Generator, Iterable
@@ -146,6 +147,7 @@ class BlockingBus:
             loop.close()
             raise
         self._loop, self._thread = loop, thread
+        _close_before_forks()
 
 
 _ALL: weakref.WeakSet[BlockingBus] = weakref.WeakSet()
@@ -156,5 +158,13 @@ def _close_all() -> None:
         bus.close()
 
 
+def _close_before_forks() -> None:
+    """Hooks run latest first, and engines have their own: ours must be registered after an engine is imported."""
+    engines = frozenset(name for name in sys.modules if name.startswith("easybus.engines."))
+    if engines not in _hooked_after:
+        _hooked_after.add(engines)
+        os.register_at_fork(before=_close_all)
+
+
+_hooked_after: set[frozenset[str]] = set()
 atexit.register(_close_all)
-os.register_at_fork(before=_close_all)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class BusTopic(_Bound[T]):
     def committed(self, /, **settings: Unpack[CommittedSettings]) -> Decorator[T]: ...
     def committed(self, function: Any = None, /, **settings: Any) -> Any:
         """Answers, after a crash, whether a message's local work took place; see `Router.committed`."""
-        decorator = self._bus.committed(self.contract, **settings)
+        decorator: Any = self._bus.committed(self.contract, **settings)
         return decorator if function is None else decorator(function)
 
     def __repr__(self) -> str:
@@ -153,10 +154,10 @@ class BusQueue(_Bound[T]):
     def handler(self, /, **settings: Unpack[HandlerSettings]) -> Decorator[T]: ...
     def handler(self, type: Any = None, /, **settings: Any) -> Any:
         """Handle this queue's messages; see `Router.handler`. Without parentheses: with the defaults."""
-        if type is not None and type not in self.contract.payloads.types and callable(type) and not settings:
-            function: Any = type
-            return self._bus.handler(self.contract)(function)
-        return self._bus.handler(self.contract, type, **settings)
+        register: Any = self._bus.handler
+        if inspect.isroutine(type):
+            return register(self.contract)(type)
+        return register(self.contract, type, **settings)
 
     def __repr__(self) -> str:
         return f"BusQueue({self.name!r})"

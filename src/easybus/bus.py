@@ -341,12 +341,7 @@ class Bus(Router):
         publications: list[Publication] = []
         now = self._clock.time()
         for value in values:
-            options = SendOptions()
-            if isinstance(value, Outgoing):
-                options = SendOptions(
-                    route_key=value.route_key, delay=value.delay, at=value.at, id=value.id, headers=value.headers
-                )
-            one = value.value if isinstance(value, Outgoing) else value  # pyright: ignore[reportUnknownMemberType]
+            one, options = _unpacked(value)
             message = message_of(contract, one, options)
             messages.append(message)
             publications.append(self._publication(contract, message, delay_of(options, now), require))
@@ -447,3 +442,10 @@ def _contract(target: Any) -> Topic[Any] | Queue[Any]:
     if isinstance(target, Topic | Queue):
         return target  # pyright: ignore[reportUnknownVariableType]
     raise ConfigurationError(f"send to a topic or a queue, such as bus.topic('orders', Order), not to {target!r}")
+
+
+def _unpacked(value: Any) -> tuple[Any, SendOptions]:
+    if not isinstance(value, Outgoing):
+        return value, SendOptions()
+    out: Any = value  # pyright: ignore[reportUnknownVariableType]
+    return out.value, SendOptions(route_key=out.route_key, delay=out.delay, at=out.at, id=out.id, headers=out.headers)

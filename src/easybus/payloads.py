@@ -43,7 +43,7 @@ class _Json:
 
     def __init__(self, type: Any) -> None:
         self._type = type
-        self._class = type if dataclasses.is_dataclass(type) or _is_struct(type) else None
+        self._class: Any = type if dataclasses.is_dataclass(type) or _is_struct(type) else None
         try:
             self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(type)
         except TypeError as error:
@@ -181,9 +181,9 @@ class Payloads:
         return kind
 
     def _kind(self, value: Any) -> Any:
-        kind: Any = type(value)
         if self._only is not None:
             return self._only
+        kind: Any = value.__class__
         if kind in self._codecs:
             return kind
         for declared in self.types:

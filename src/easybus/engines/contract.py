@@ -2,7 +2,7 @@
 
 Every call is made from one event loop; several may be under way at once. A call that is cancelled may or may not have
 happened. Errors are those of `errors.EngineError`, the client library's own chained: `Unavailable` when trying again
-may help, `Refused` when it does not. Times are seconds; an engine with a clock of its own uses that, never the caller's.
+may help, `Refused` when it does not. Times are seconds; an engine that has a clock uses that, never the caller's.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     attempts: int = 0
     first_failed: float = 0.0
     last_failed: float = 0.0
-    history: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    history: list[dict[str, Any]] = msgspec.field(default_factory=list[dict[str, Any]])
     """What happened to it: stored again, marked, replayed; each with `at` and `what`."""
     fence: str = ""
     marked: bool = False

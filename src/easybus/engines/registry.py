@@ -1,4 +1,4 @@
-"""URL scheme → engine, by name; the only place that knows concrete engines. An engine is imported when it is asked for."""
+"""URL scheme → engine, by name: the only place that knows concrete engines. One is imported when it is asked for."""
 
 from __future__ import annotations
 

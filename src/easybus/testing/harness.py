@@ -28,6 +28,7 @@ from .virtual import VirtualClock
 
 if TYPE_CHECKING:
     from ..bus import Bus
+    from .blocking import BlockingHarness
 
 __all__ = ["Harness", "Sent"]
 
@@ -68,6 +69,13 @@ class Harness:
         self._stack = AsyncExitStack()
         self._waiting: set[Hand] = set()
         """Hands that stood still once: their handlers wait for the clock, or for the test."""
+
+    @property
+    def blocking(self) -> BlockingHarness:
+        """For plain tests: `with bus.testing().blocking as t:`."""
+        from .blocking import BlockingHarness
+
+        return BlockingHarness(self)
 
     async def __aenter__(self) -> Harness:
         if self.bus.is_open:

@@ -5,22 +5,23 @@
         await orders.send(OrderPaid(1))
         await t.drain()
 
-The async fixture needs a plugin that runs async tests, such as pytest-asyncio. For plain tests: `bus.testing().blocking`.
+It needs a plugin that runs async tests, such as pytest-asyncio; `easybus_testing_blocking` is for plain ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from ..bus import Bus
+    from .blocking import BlockingHarness
     from .harness import Harness
 
-__all__ = ["easybus_testing"]
+__all__ = ["easybus_testing", "easybus_testing_blocking"]
 
 
 @pytest.fixture
@@ -30,5 +31,16 @@ async def easybus_testing() -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
 
         async def begin(bus: Bus, **options: Any) -> Harness:
             return await stack.enter_async_context(bus.testing(**options))
+
+        yield begin
+
+
+@pytest.fixture
+def easybus_testing_blocking() -> Iterator[Callable[..., BlockingHarness]]:
+    """`t = easybus_testing_blocking(bus, provide={…})`, for plain tests, until the test ends."""
+    with ExitStack() as stack:
+
+        def begin(bus: Bus, **options: Any) -> BlockingHarness:
+            return stack.enter_context(bus.testing(**options).blocking)
 
         yield begin
