@@ -194,6 +194,7 @@ async def judge(ending: str, lands: bool, plan: dict[int, str]) -> int:
     assert await run.engine.transactions.fetch("m-1") is None, f"a half is left; {said}"
     if run.state == "landed" and ending == "ends":
         assert not isinstance(run.raised, SendError), f"raised though the work is known done; {said}"
+    assert run.raised is None or isinstance(run.raised, SendError | ConnectionError), said
     if isinstance(run.raised, SendError):
         assert run.raised.failed == [ORDER], said
         assert run.state == "not begun", said

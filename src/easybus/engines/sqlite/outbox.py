@@ -36,13 +36,14 @@ _WRITE_ROW = (  # the next row of the caller's transaction
     'require, created_at, origin) VALUES (?1, ?2, coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ?3 '
     "AND writer = ?2 AND service = ?1 ORDER BY id DESC LIMIT 1), ?4), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
 )
+# `+column` keeps the planner off the index of free rows, where it would walk the whole backlog for each of them.
 _FREE = (  # rows of transactions of which no row is claimed or backed off, oldest first
     'SELECT "transaction" FROM "easybus_outbox" AS row WHERE service = ?1 AND parked = 0 AND due_at <= ?2 '
     'AND NOT EXISTS (SELECT 1 FROM "easybus_outbox" AS other WHERE other."transaction" = row."transaction" '
-    "AND other.service = ?1 AND other.parked = 0 AND other.due_at > ?2) ORDER BY id LIMIT ?3"
+    "AND +other.service = ?1 AND +other.parked = 0 AND other.due_at > ?2) ORDER BY id LIMIT ?3"
 )
 _CLAIM = (
-    'UPDATE "easybus_outbox" SET token = ?1, due_at = ?2 WHERE service = ?3 AND parked = 0 '  # noqa: S608
+    'UPDATE "easybus_outbox" SET token = ?1, due_at = ?2 WHERE +service = ?3 AND +parked = 0 '  # noqa: S608
     f'AND "transaction" IN (SELECT value FROM json_each(?4)) RETURNING {_COLUMNS}'
 )
 _DELETE = 'DELETE FROM "easybus_outbox" WHERE id = ? AND token = ?'
