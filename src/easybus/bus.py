@@ -275,7 +275,7 @@ class Bus(Router):
     ) -> Message:  # fmt: skip
         """Send one value to a topic or queue; see `BusTopic.send`."""
         contract, opened = _contract(target), self._here()
-        if not opened.declared >= {_key(contract)}:
+        if contract.key not in opened.declared:
             await self._declare(opened, contract)
         message = message_of(contract, value, options)
         publication = self._publication(contract, message, delay_of(options, self._clock.time()), require)
@@ -298,7 +298,7 @@ class Bus(Router):
     ) -> list[Message]:
         """Send values to a topic or queue, in their order; see `BusTopic.send_many`."""
         contract, opened = _contract(target), self._here()
-        if not opened.declared >= {_key(contract)}:
+        if contract.key not in opened.declared:
             await self._declare(opened, contract)
         messages, publications = self._publications(contract, values, require)
         if within is not None:
@@ -430,10 +430,6 @@ class Bus(Router):
                 f"{opened.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
                 "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
             )
-
-
-def _key(contract: Topic[Any] | Queue[Any]) -> tuple[str, str]:
-    return ("queue" if isinstance(contract, Queue) else "topic", contract.name)
 
 
 def _contract(target: Any) -> Topic[Any] | Queue[Any]:

@@ -174,8 +174,7 @@ class Router:
                 self.answers[topic] = answer
 
     def _know(self, target: Topic[Any] | Queue[Any]) -> None:
-        kind = "queue" if isinstance(target, Queue) else "topic"
-        known = self.targets.setdefault((kind, target.name), target)
+        known = self.targets.setdefault(target.key, target)
         if isinstance(known, Queue) and isinstance(target, Queue) and known.delay != target.delay:
             raise ConfigurationError(
                 f"queue {target.name!r} is given a delay of {target.delay} s here and of {known.delay} s elsewhere"

@@ -53,6 +53,8 @@ class _Declared(Generic[T]):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
         self.name = name
+        self.key = (type(self).__name__.lower(), name)
+        """What tells it from every other topic and queue."""
         self.declare = options.get("declare", True)
         self.payloads = Payloads(
             types, names=options.get("names"), type_of=options.get("type_of"), upgrade=options.get("upgrade")

@@ -48,6 +48,7 @@ from .subscription import Subscription
 __all__ = ["Settler"]
 
 _BUSY_DELAY = 1.0
+_AT_ONCE = 500
 _LONGEST_ERROR = 10_000
 
 
@@ -77,18 +78,20 @@ class Settler:
         self._logger = logger
         self._settlements: Batcher[Settlement, Settled] = Batcher(self._settle)
         self._releases: Batcher[str, bool] = Batcher(self._release)
-        self._finishes: Batcher[Hand, bool] = Batcher(self._finish)
+        self._finished: list[Hand] = []
+        self._finishing: asyncio.Task[None] | None = None
         self._rereads: set[asyncio.Task[None]] = set()
 
     @property
     def busy(self) -> bool:
         """Whether anything is on its way to the engine."""
-        return bool(self._finishes.busy or self._settlements.busy or self._releases.busy or self._rereads)
+        return bool(self._finishing or self._settlements.busy or self._releases.busy or self._rereads)
 
     async def drained(self) -> None:
         """Wait until everything that was handed over is settled."""
         while self.busy:
-            await self._finishes.drained()
+            if self._finishing is not None:
+                await asyncio.wait([self._finishing])
             await self._settlements.drained()
             await self._releases.drained()
             if self._rereads:
@@ -96,13 +99,37 @@ class Settler:
 
     # ------------------------------------------------------------------------------------------------------- done
 
-    def done(self, hand: Hand) -> asyncio.Future[bool] | asyncio.Future[Settled]:
-        """The handler returned: complete, then ack. The future ends when it is settled, and needs no awaiting."""
+    def done(self, hand: Hand) -> None:
+        """The handler returned: complete, then ack. Nobody waits for it: a future each would cost more than that."""
         if not hand.token:
-            return self._ack(hand.delivery)
-        future = self._finishes.add(hand)
-        future.add_done_callback(lambda finished: self._finished(hand, finished))
-        return future
+            acked = self._ack(hand.delivery)
+            acked.add_done_callback(lambda future: self._acked(hand.delivery, future))
+            return
+        self._finished.append(hand)
+        if self._finishing is None:
+            self._finishing = asyncio.get_running_loop().create_task(self._finish_all())
+
+    def _acked(self, delivery: Delivery, future: asyncio.Future[Settled]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, EngineError):
+            self._left(delivery, error)
+
+    async def _finish_all(self) -> None:
+        try:
+            while self._finished:
+                hands, self._finished = self._finished[:_AT_ONCE], self._finished[_AT_ONCE:]
+                try:
+                    completed = await self._finish(hands)
+                except EngineError as error:
+                    for hand in hands:
+                        self._look_again(hand, error)
+                    continue
+                if not all(completed):
+                    for hand, ok in zip(hands, completed, strict=True):
+                        if not ok:
+                            self._look_again(hand, None)
+        finally:
+            self._finishing = None
 
     async def _finish(self, hands: list[Hand]) -> list[bool]:
         if points.hook is not None:
@@ -123,21 +150,22 @@ class Settler:
             await points.reach("delivery.acked")
         return completed
 
-    def _finished(self, hand: Hand, future: asyncio.Future[bool]) -> None:
-        if not future.cancelled() and future.exception() is None and future.result():
-            return
-        task = asyncio.get_running_loop().create_task(self._reread(hand, future))
+    def _look_again(self, hand: Hand, error: EngineError | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish_again(hand, error))
         self._rereads.add(task)
         task.add_done_callback(self._rereads.discard)
 
-    async def _reread(self, hand: Hand, future: asyncio.Future[bool]) -> None:
+    async def _finish_again(self, hand: Hand, error: EngineError | None) -> None:
         """DONE was not written, or nobody knows: try again while the claim is surely ours, then look who has it."""
         pause = 0.05
-        error = None if future.cancelled() else future.exception()
         while error is not None:
             if self._clock.time() >= hand.held_until:
-                self._logger.warning("message %s of queue %r is handled, and that could not be written: %s",
-                                     hand.message.id, self.queue, error)  # fmt: skip
+                self._logger.warning(
+                    "message %s of queue %r is handled, and DONE could not be written: %s",
+                    hand.message.id,
+                    self.queue,
+                    error,
+                )
                 return
             await sleep(self._clock, pause)
             pause = min(pause * 2, 2.0)
