@@ -60,9 +60,10 @@ class Relay:
         publisher: Publisher,
         clock: Clock,
         logger: logging.Logger,
-        lease: float = 30.0,
+        lease: float = 10.0,
     ) -> None:
-        """`lease`: seconds until another relay may take what this one claimed and did not finish."""
+        """`lease`: seconds until another relay may take what this one claimed and did not finish: how long committed
+        messages wait when a process is killed while it publishes them."""
         self._service = service
         self._outbox = outbox
         self._publisher = publisher
