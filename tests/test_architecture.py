@@ -42,6 +42,7 @@ FLOOR_OF = {
     "topic": "declaring",
     "router": "declaring",
     "bus": "bus",
+    "outgoing": "declaring",
     "bound": "bus",
     "opened": "bus",
     "running": "bus",

@@ -7,7 +7,7 @@ Start with `Bus`; `Topic`, `Queue` and `Router` are what a service's modules are
 its tests, `easybus.parts` the layer below.
 """
 
-from .bound import BusQueue, BusTopic, Outgoing
+from .bound import BusQueue, BusTopic
 from .bus import Bus
 from .errors import (
     BadDelay,
@@ -32,6 +32,7 @@ from .errors import (
     Unroutable,
 )
 from .message import Message
+from .outgoing import Outgoing
 from .receiving.retry import exponential, fixed, never, schedule
 from .router import Router
 from .topic import Queue, Topic

@@ -16,9 +16,9 @@ import weakref
 from collections.abc import Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from .bound import SendOptions
 from .errors import NotOpen
 from .message import Message
+from .outgoing import Outgoing, SendOptions
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -49,8 +49,6 @@ class BlockingBus:
     ) -> Message:  # fmt: skip
         """As `Bus.send`. With `within`, the rows are written by the calling thread, into its own transaction."""
         if within is not None:
-            from .bound import Outgoing
-
             [message] = self.send_many(target, [Outgoing(value, **options)], within=within, require=require)
             return message
         return self.call(self._bus.send(target, value, require=require, **options))

@@ -5,48 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from .errors import ConfigurationError
-from .message import TYPE, Message, new_id
+from .message import Message
+from .outgoing import Outgoing, SendOptions
 from .router import CommittedSettings, Decorator, HandlerSettings
 from .topic import Queue, Topic
 
 if TYPE_CHECKING:
     from .bus import Bus
 
-__all__ = ["BusQueue", "BusTopic", "Outgoing", "SendOptions"]
+__all__ = ["BusQueue", "BusTopic", "contract_of"]
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class SendOptions(TypedDict, total=False):
-    """How one message is sent."""
-
-    route_key: str
-    """What bindings match against; default the empty key."""
-    delay: float | None
-    """Seconds until it may be seen; default the queue's."""
-    at: datetime | None
-    """When it may be seen; with a time zone. A time in the past: now."""
-    id: str | None
-    """Its id; default a new one. The same id again is the same message."""
-    headers: Mapping[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing(Generic[T]):
-    """A value with options of its own, for `send_many`."""
-
-    value: T
-    route_key: str = ""
-    delay: float | None = None
-    at: datetime | None = None
-    id: str | None = None
-    headers: Mapping[str, str] | None = None
 
 
 class _Bound(Generic[T]):
@@ -163,34 +136,14 @@ class BusQueue(_Bound[T]):
         return f"BusQueue({self.name!r})"
 
 
-def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptions) -> Message:
-    """The message that carries a value; a `Message` is taken as it is.
+def contract_of(target: Any) -> Topic[Any] | Queue[Any]:
+    """The topic or queue that a send is meant for.
 
     Raises:
-        PayloadError: the value fits none of the contract's types.
+        ConfigurationError: it is none.
     """
-    if isinstance(value, Message):
-        return value
-    payload, kind = contract.payloads.encode(value)
-    headers = dict(options.get("headers") or {})
-    if kind:
-        headers[TYPE] = kind
-    given = options.get("id")
-    return Message(
-        id=new_id() if given is None else given,
-        payload=payload,
-        route_key=options.get("route_key", ""),
-        headers=headers,
-    )
-
-
-def delay_of(options: SendOptions, now: float) -> float | None:
-    """A send's own delay in seconds, from `delay` or `at`."""
-    delay, at = options.get("delay"), options.get("at")
-    if at is None:
-        return delay
-    if delay is not None:
-        raise ConfigurationError("delay= and at= both say when; give one of them")
-    if at.tzinfo is None:
-        raise ConfigurationError(f"at={at!r} has no time zone; write at=datetime(..., tzinfo=UTC)")
-    return max(0.0, at.timestamp() - now)
+    if isinstance(target, BusTopic | BusQueue):
+        return target.contract  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if isinstance(target, Topic | Queue):
+        return target  # pyright: ignore[reportUnknownVariableType]
+    raise ConfigurationError(f"send to a topic or a queue, such as bus.topic('orders', Order), not to {target!r}")

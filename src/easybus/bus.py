@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from .bound import BusQueue, BusTopic, Outgoing, SendOptions, delay_of, message_of
+from .bound import BusQueue, BusTopic, contract_of
 from .clock import Clock, SystemClock
 from .engines.contract import (
     DeadLetterStorage,
@@ -29,6 +29,7 @@ from .engines.contract import (
 from .errors import ConfigurationError, NotOpen, NotSupported, SendError, Unavailable, Unroutable
 from .message import Message
 from .opened import Opened
+from .outgoing import Outgoing, SendOptions, message_of, publications_of
 from .receiving.invoke import Middleware, Provided
 from .receiving.retry import DEFAULT, Retrying
 from .router import Router
@@ -274,11 +275,10 @@ class Bus(Router):
         **options: Unpack[SendOptions],
     ) -> Message:  # fmt: skip
         """Send one value to a topic or queue; see `BusTopic.send`."""
-        contract, opened = _contract(target), self._here()
+        contract, opened = contract_of(target), self._here()
         if contract.key not in opened.declared:
             await self._declare(opened, contract)
-        message = message_of(contract, value, options)
-        publication = self._publication(contract, message, delay_of(options, self._clock.time()), require)
+        [message], [publication] = self._publications(contract, [Outgoing(value, **options)], require)
         if within is not None:
             write_outbox(within, opened.outboxes, self.service, [publication], opened.wake_relays)
             return message
@@ -297,7 +297,7 @@ class Bus(Router):
         self, target: Any, values: Iterable[Any], *, within: object = None, require: bool | None = None
     ) -> list[Message]:
         """Send values to a topic or queue, in their order; see `BusTopic.send_many`."""
-        contract, opened = _contract(target), self._here()
+        contract, opened = contract_of(target), self._here()
         if contract.key not in opened.declared:
             await self._declare(opened, contract)
         messages, publications = self._publications(contract, values, require)
@@ -319,7 +319,7 @@ class Bus(Router):
         self, target: Any, value: Any, *, delay: float | None = None, **options: Any
     ) -> AbstractAsyncContextManager[Message]:
         """Local work that is no database transaction; see `BusTopic.transaction`."""
-        contract, opened = _contract(target), self._here()
+        contract, opened = contract_of(target), self._here()
         if opened.checkback is None:
             raise NotSupported(
                 f"{opened.storage.url} keeps no halves: give the bus a storage: Bus(url, storage='sqlite:///shop.db')"
@@ -330,35 +330,17 @@ class Bus(Router):
         self, opened: Opened, target: Any, values: Sequence[Any], within: object, require: bool | None = None
     ) -> list[Message]:
         """Write messages into a caller's transaction, on the caller's thread."""
-        messages, publications = self._publications(_contract(target), values, require)
+        messages, publications = self._publications(contract_of(target), values, require)
         write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
         return messages
 
     def _publications(
         self, contract: Topic[Any] | Queue[Any], values: Iterable[Any], require: bool | None
     ) -> tuple[list[Message], list[Publication]]:
-        messages: list[Message] = []
-        publications: list[Publication] = []
-        now = self._clock.time()
-        for value in values:
-            one, options = _unpacked(value)
-            message = message_of(contract, one, options)
-            messages.append(message)
-            publications.append(self._publication(contract, message, delay_of(options, now), require))
-        return messages, publications
-
-    def _publication(
-        self, contract: Topic[Any] | Queue[Any], message: Message, delay: float | None, require: bool | None
-    ) -> Publication:
-        to_topic = not isinstance(contract, Queue)
-        demanded = to_topic and not delay and (self._require_default if require is None else require)
-        if require and delay:
-            raise ConfigurationError(
-                "require= cannot be told for a delayed send: its topic is looked at when it is due"
-            )
         if require and self._opened is not None and not self._opened.driver.caps.counts_routes:
             raise NotSupported("this engine cannot know whether a queue is bound: leave require= out")
-        return Publication(to_topic, contract.name, message.to_bytes(), message.route_key, delay, message.id, demanded)
+        now, otherwise = self._clock.time(), self._require_default
+        return publications_of(contract, values, now, require, otherwise=otherwise)
 
     def _say_unrouted(self, topic: str, route_key: str) -> None:
         self.unrouted[topic, route_key] += 1
@@ -430,18 +412,3 @@ class Bus(Router):
                 f"{opened.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
                 "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
             )
-
-
-def _contract(target: Any) -> Topic[Any] | Queue[Any]:
-    if isinstance(target, BusTopic | BusQueue):
-        return target.contract  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if isinstance(target, Topic | Queue):
-        return target  # pyright: ignore[reportUnknownVariableType]
-    raise ConfigurationError(f"send to a topic or a queue, such as bus.topic('orders', Order), not to {target!r}")
-
-
-def _unpacked(value: Any) -> tuple[Any, SendOptions]:
-    if not isinstance(value, Outgoing):
-        return value, SendOptions()
-    out: Any = value  # pyright: ignore[reportUnknownVariableType]
-    return out.value, SendOptions(route_key=out.route_key, delay=out.delay, at=out.at, id=out.id, headers=out.headers)

@@ -1,0 +1,109 @@
+"""What is sent: values and their options, as messages and publications."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypedDict, TypeVar
+
+from .engines.contract import Publication
+from .errors import ConfigurationError
+from .message import TYPE, Message, new_id
+from .topic import Queue, Topic
+
+__all__ = ["Outgoing", "SendOptions", "message_of", "publications_of"]
+
+T = TypeVar("T")
+
+
+class SendOptions(TypedDict, total=False):
+    """How one message is sent."""
+
+    route_key: str
+    """What bindings match against; default the empty key."""
+    delay: float | None
+    """Seconds until it may be seen; default the queue's."""
+    at: datetime | None
+    """When it may be seen; with a time zone. A time in the past: now."""
+    id: str | None
+    """Its id; default a new one. The same id again is the same message."""
+    headers: Mapping[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing(Generic[T]):
+    """A value with options of its own, for `send_many`."""
+
+    value: T
+    route_key: str = ""
+    delay: float | None = None
+    at: datetime | None = None
+    id: str | None = None
+    headers: Mapping[str, str] | None = None
+
+
+def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptions) -> Message:
+    """The message that carries a value; a `Message` is taken as it is.
+
+    Raises:
+        PayloadError: the value fits none of the contract's types.
+    """
+    if isinstance(value, Message):
+        return value
+    payload, kind = contract.payloads.encode(value)
+    headers = dict(options.get("headers") or {})
+    if kind:
+        headers[TYPE] = kind
+    given = options.get("id")
+    return Message(
+        id=new_id() if given is None else given,
+        payload=payload,
+        route_key=options.get("route_key", ""),
+        headers=headers,
+    )
+
+
+def delay_of(options: SendOptions, now: float) -> float | None:
+    """A send's own delay in seconds, from `delay` or `at`."""
+    delay, at = options.get("delay"), options.get("at")
+    if at is None:
+        return delay
+    if delay is not None:
+        raise ConfigurationError("delay= and at= both say when; give one of them")
+    if at.tzinfo is None:
+        raise ConfigurationError(f"at={at!r} has no time zone; write at=datetime(..., tzinfo=UTC)")
+    return max(0.0, at.timestamp() - now)
+
+
+def publications_of(
+    contract: Topic[Any] | Queue[Any], values: Iterable[Any], now: float, require: bool | None, *, otherwise: bool
+) -> tuple[list[Message], list[Publication]]:
+    """Values as messages, and these on their way. `otherwise`: for topic sends that say nothing of `require`.
+
+    Raises:
+        PayloadError: a value fits none of the contract's types; nothing is sent.
+        ConfigurationError: options that contradict each other.
+    """
+    to_topic = not isinstance(contract, Queue)
+    messages: list[Message] = []
+    publications: list[Publication] = []
+    for value in values:
+        one, options = _unpacked(value)
+        message = message_of(contract, one, options)
+        delay = delay_of(options, now)
+        if require and delay:
+            raise ConfigurationError("require= cannot be told for a delayed send: who is bound shows when it is due")
+        demanded = to_topic and not delay and (otherwise if require is None else require)
+        messages.append(message)
+        publications.append(
+            Publication(to_topic, contract.name, message.to_bytes(), message.route_key, delay, message.id, demanded)
+        )
+    return messages, publications
+
+
+def _unpacked(value: Any) -> tuple[Any, SendOptions]:
+    if not isinstance(value, Outgoing):
+        return value, SendOptions()
+    out: Any = value  # pyright: ignore[reportUnknownVariableType]
+    return out.value, SendOptions(route_key=out.route_key, delay=out.delay, at=out.at, id=out.id, headers=out.headers)
