@@ -180,6 +180,7 @@ def test_ids_are_unique_across_threads_that_ask_at_once() -> None:
     assert len({one for ids in found for one in ids}) == 160_000
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of 3.12, where another test left a thread
 def test_ids_are_unique_across_a_fork() -> None:
     new_id()  # the parent holds random bits that a child must not take too
     reading, writing = os.pipe()

@@ -188,6 +188,8 @@ class DriverTopology(DriverBase):
         await publish(driver, [to_queue(queue, body, delay) for body in bodies(3) for delay in (None, 3600.0)])
         (held,) = await driver.fetch(queue, 1, 1.0, 30.0)
         assert await driver.purge(queue) == 5
+        if driver.caps.counts:
+            assert await driver.stats(queue) == QueueStats(ready=0, in_flight=1, delayed=0)
         assert await drain(driver, queue) == []
         await driver.settle(queue, [Nack(held)])
         assert await drain(driver, queue) == [held.body]

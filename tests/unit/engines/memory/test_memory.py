@@ -194,6 +194,16 @@ async def test_a_finish_past_the_lease_completes_and_leaves_the_delivery_to_come
     assert await engine.idempotency.lookup("q", "m") == "done"
 
 
+async def test_a_refused_finish_leaves_nothing_for_a_purge_to_trip_over(
+    engine: MemoryEngine, clock: VirtualClock
+) -> None:
+    await engine.driver.publish([put(b"m")])
+    (held,) = await engine.driver.fetch("q", 1, 0.0, 60.0)
+    assert await engine.driver.finish("q", [Finish(held, "no token", 1.0)]) == [False]
+    await move(clock, 2.0)
+    assert await engine.idempotency.purge() == 0
+
+
 async def test_a_delayed_topic_send_is_refused_since_it_would_be_routed_at_once(engine: MemoryEngine) -> None:
     await engine.driver.declare([DeclareTopic("t"), Binding("t", "q")])
     delayed, now = await engine.driver.publish(
@@ -363,3 +373,11 @@ async def test_settling_most_keeps_the_leases_of_the_rest(engine: MemoryEngine, 
     assert await driver.stats("q") == QueueStats(0, held, 0)
     await move(clock, 60.0)
     assert await driver.stats("q") == QueueStats(held, 0, 0)
+
+
+async def test_a_lease_extended_all_day_is_remembered_once(engine: MemoryEngine) -> None:
+    await engine.driver.publish([put(b"long work")])
+    (held,) = await engine.driver.fetch("q", 1, 0.0, 60.0)
+    for at in range(5_000):
+        await engine.driver.settle("q", [Extend(held, 60.0 + at)])
+    assert engine._space.queues["q"].leased <= 1_100
