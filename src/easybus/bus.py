@@ -353,28 +353,28 @@ class Bus(Router):
     @property
     def driver(self) -> Driver:
         """The open engine's queues and topics."""
-        return self._here().driver
+        return self._here(plain=True).driver
 
     @property
     def idempotency(self) -> IdempotencyStorage | None:
         """The open storage's keys."""
-        return self._here().storage.idempotency
+        return self._here(plain=True).storage.idempotency
 
     @property
     def dead_letters(self) -> DeadLetterStorage | None:
         """The open storage's dead letters; marking one wakes this process's handlers."""
-        letters: Any = self._here().letters
+        letters: Any = self._here(plain=True).letters
         return letters  # type: ignore[no-any-return]
 
     @property
     def transactions(self) -> TransactionStorage | None:
         """The open storage's halves."""
-        return self._here().storage.transactions
+        return self._here(plain=True).storage.transactions
 
     @property
     def outboxes(self) -> list[OutboxStorage]:
         """The outboxes that this open bus relays."""
-        return self._here().outboxes
+        return self._here(plain=True).outboxes
 
     # ------------------------------------------------------------------------------------------------------ inside
 
@@ -382,7 +382,8 @@ class Bus(Router):
         self._know(contract)
         await opened.declare()
 
-    def _here(self) -> Opened:
+    def _here(self, *, plain: bool = False) -> Opened:
+        """`plain`: also where no loop runs, as in `bus.blocking.call(bus.dead_letters.count())`."""
         opened = self._opened
         if opened is None:
             raise NotOpen(
@@ -392,7 +393,7 @@ class Bus(Router):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        if opened.loop is not loop:
+        if opened.loop is not loop and not (plain and loop is None):
             raise NotOpen(
                 "the bus was opened on another event loop (each asyncio.run has its own): open it where it is used, or "
                 "use bus.blocking from threads"

@@ -28,6 +28,9 @@ def test_blocking_calls_send_and_look(tmp_path: Path) -> None:
         bus.blocking.send_many(jobs, [Job(2), Outgoing(Job(3), delay=60)])
         stats = bus.blocking.call(bus.opened.driver.stats("jobs"))
         assert (stats.ready, stats.delayed) == (2, 1)
+        assert bus.dead_letters is not None
+        assert bus.blocking.call(bus.dead_letters.count()) == {}
+        assert bus.blocking.call(bus.driver.stats("jobs")) == stats
     finally:
         bus.blocking.close()
     assert not [one for one in threading.enumerate() if one.name == "easybus"]
