@@ -40,7 +40,7 @@ test-others: test-alone
 test-long: .venv/.test
 	$(PYTEST) -m long --timeout 0 $(ARGS)
 
-bench: .venv/.test
+bench: .venv/.bench
 	$(RUN) -m benchmarks $(ARGS)
 
 lint: .venv/.test
@@ -72,6 +72,11 @@ clean:
 
 .venv/.test: .venv/.made pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test]'
+	@touch $@
+
+# uvloop and the queues that ours is compared with.
+.venv/.bench: .venv/.made pyproject.toml
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,bench]'
 	@touch $@
 
 .venv/.docs: .venv/.made pyproject.toml

@@ -1,0 +1,52 @@
+"""python -m benchmarks [embedded|alone|backlog|footprint|figures …] [--rounds N] [--scale X]
+
+Without a name: all of them. `figures` only puts what docs/results holds into the documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from . import alone, backlog, embedded, footprint, report
+
+
+def main() -> None:
+    """Run the benchmarks that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, compare, and write results.")
+    parser.add_argument("names", nargs="*", choices=[*report.ORDER, "figures", []], help="default: all")
+    parser.add_argument("--rounds", type=int, help="of each; default 5, of backlog 1")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the usual numbers of messages")
+    parser.add_argument("--results", type=Path, default=report.RESULTS, help="where results go")
+    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where databases are made: a real disk")
+    options = parser.parse_args()
+    names: list[str] = options.names or [*report.ORDER, "figures"]
+    for name in names:
+        if name != "figures":
+            _run(name, options.rounds, options.scale, options.dir, options.results)
+    if "figures" in names:
+        for path in report.fill_blocks(options.results):
+            print(f"filled {path}")
+
+
+def _run(name: str, rounds: int | None, scale: float, directory: Path, results: Path) -> None:
+    def size(usual: int) -> int:
+        return max(100, int(usual * scale))
+
+    with tempfile.TemporaryDirectory(prefix="easybus-bench-", dir=directory) as fresh:
+        place = Path(fresh)
+        if name == "embedded":
+            sizes = embedded.Sizes(size(100_000), size(60_000), size(5_000))
+            measured = embedded.measure(place, rounds or 5, sizes, print)
+        elif name == "alone":
+            measured = alone.measure(place, rounds or 5, size(300), print)
+        elif name == "backlog":
+            measured = backlog.measure(place, rounds or 1, size(1_000_000), print)
+        else:
+            measured = footprint.measure(place, rounds or 5, size(1_000), print)
+    print(report.write(name, *measured, into=results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Figures beside what is asked of them: a table, docs/results/<name>.json and .md, and the block in the documents."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .children import ROOT
+from .machine import description
+
+RESULTS = ROOT / "docs" / "results"
+_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured thing: a value of each round, and the bound that is asked of their median."""
+
+    name: str
+    values: Sequence[float]
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def asked(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {_shown(self.at_least)}"
+        return f"≤ {_shown(self.at_most)}" if self.at_most is not None else ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median is within the bound; None: nothing is asked."""
+        if self.at_least is not None:
+            return self.median >= self.at_least
+        return self.median <= self.at_most if self.at_most is not None else None
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """The figures as a Markdown table."""
+    lines = ["| figure | median | lowest – highest | asked | |", "| --- | --- | --- | --- | --- |"]
+    for figure in figures:
+        met = {True: "met", False: "**not met**", None: ""}[figure.met]
+        spread = f"{_shown(min(figure.values))} – {_shown(max(figure.values))}"
+        name = f"{figure.name} ({figure.note})" if figure.note else figure.name
+        lines.append(f"| {name} | {_shown(figure.median)} {figure.unit} | {spread} | {figure.asked} | {met} |")
+    return "\n".join(lines)
+
+
+def write(
+    name: str, title: str, figures: Sequence[Figure], speeds: Sequence[dict[str, float]], into: Path = RESULTS
+) -> str:
+    """Write a benchmark's results and return them as text. `speeds`: the machine's, around and between the rounds."""
+    machine = {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]}
+    text = f"{title}\n\n{_machine_line(machine)}\n\n{table(figures)}\n"
+    into.mkdir(parents=True, exist_ok=True)
+    (into / f"{name}.md").write_text(text)
+    data: dict[str, Any] = {
+        "title": title,
+        "made_on": description(),
+        "machine": machine,
+        "figures": [
+            {
+                "name": figure.name,
+                "note": figure.note,
+                "unit": figure.unit,
+                "median": figure.median,
+                "rounds": list(figure.values),
+                "at_least": figure.at_least,
+                "at_most": figure.at_most,
+                "met": figure.met,
+            }
+            for figure in figures
+        ],
+    }
+    (into / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    return text
+
+
+def _machine_line(machine: dict[str, float]) -> str:
+    made = description()
+    return (
+        f"{made['processors']} processors, {made['system']}, Python {made['python']}, SQLite {made['sqlite']}. "
+        f"The machine's speed meanwhile: {machine['python_loops_per_ms']:,.0f} Python loops a millisecond of processor "
+        f"time, {machine['share_of_a_processor']:.0%} of a processor for one thread, "
+        f"{machine['flush_us']:.0f} µs to flush 4 KiB."
+    )
+
+
+def fill_blocks(results: Path = RESULTS, documents: Sequence[Path] | None = None) -> list[Path]:
+    """Put the results into the documents, between `figures: begin` and `figures: end`; returns those that have it."""
+    filled: list[Path] = []
+    parts = [path.read_text().strip() for name in ORDER if (path := results / f"{name}.md").exists()]
+    for document in documents if documents is not None else (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        text = document.read_text()
+        if _BEGIN not in text or _END not in text:
+            continue
+        before, rest = text.split(_BEGIN, 1)
+        after = rest.split(_END, 1)[1]
+        document.write_text(f"{before}{_BEGIN}\n" + "\n\n".join(parts) + f"\n{_END}{after}")
+        filled.append(document)
+    return filled
+
+
+ORDER = ("embedded", "alone", "backlog", "footprint")
+"""Benchmarks, in the order in which they run and are shown."""

@@ -1,0 +1,96 @@
+"""The benchmarks run, and their results have the shape that the documents are filled with; no figure is judged here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import alone, backlog, children, embedded, footprint, machine, ours, peers, pipeline, report
+from benchmarks.report import Figure
+
+SPEED = {"python_loops_per_ms": 10_000.0, "share_of_a_processor": 1.0, "flush_us": 100.0}
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children cost half a second each to start: here they are calls."""
+
+    def run(module: str, function: str, **arguments: Any) -> dict[str, Any]:
+        return getattr(importlib.import_module(f"benchmarks.{module}"), function)(**arguments)
+
+    monkeypatch.setattr(children, "run", run)
+    monkeypatch.setattr(machine, "speed", lambda directory: SPEED)
+
+
+def test_a_payload_has_the_size_that_the_results_say():
+    payload, _ = pipeline.Payloads((ours.Order,)).encode(ours.order(12345))
+    assert len(payload) == ours.PAYLOAD
+
+
+def test_embedded_measures_every_engine_and_peer_in_every_round(in_this_process, tmp_path):
+    pytest.importorskip("uvloop")
+    for peer in ("litequeue", "persistqueue", "huey"):
+        pytest.importorskip(peer)
+    title, figures, speeds = embedded.measure(tmp_path, 2, embedded.Sizes(300, 300, 20), lambda _: None)
+    assert "2 interleaved rounds" in title
+    assert len(speeds) == 3
+    assert all(len(figure.values) == 2 and min(figure.values) > 0 for figure in figures)
+    assert {peer for peer in peers.PEERS if any(figure.name == f"{peer}, handled" for figure in figures)} == {
+        *peers.PEERS
+    }
+
+
+def test_sending_and_handling_on_sqlite_are_measured_without_any_peer(tmp_path):
+    found = ours.throughput(f"sqlite:///{tmp_path}/bus.db", 300)
+    assert set(found) == {"sent_per_s", "send_cpu_us", "handled_per_s", "handle_cpu_us"}
+    assert min(found.values()) > 0
+    assert pipeline.cost(300)["pipeline_us"] > 0
+
+
+def test_a_backlog_is_handled_to_its_end_and_its_memory_read_at_every_tenth(in_this_process, tmp_path):
+    _, figures, _ = backlog.measure(tmp_path, 1, 500, lambda _: None)
+    assert [figure.unit for figure in figures] == ["MB", "MB", "×", "/s", "/s"]
+
+
+def test_alone_measures_between_two_processes(tmp_path):
+    _, figures, speeds = alone.measure(tmp_path, 1, 5, lambda _: None)
+    assert len(figures[0].values) == 1
+    assert 0 < figures[0].median <= figures[1].median
+    assert set(speeds[0]) == set(SPEED)
+
+
+def test_the_footprint_is_that_of_fresh_processes(tmp_path):
+    _, figures, _ = footprint.measure(tmp_path, 1, 5, lambda _: None)
+    assert [figure.unit for figure in figures] == ["ms", "ms", "MB"]
+
+
+def test_a_figure_is_met_by_its_median_only():
+    assert Figure("a", [1.0, 50.0, 60.0], "/s", at_least=40).met is True
+    assert Figure("a", [1.0, 30.0, 60.0], "/s", at_least=40).met is False
+    assert Figure("a", [1.0, 2.0, 60.0], "ms", at_most=5).met is True
+    assert Figure("a", [1.0, 6.0, 60.0], "ms", at_most=5).met is False
+    assert Figure("a", [1.0], "ms").met is None
+
+
+def test_results_are_written_as_a_table_and_as_data_and_fill_the_documents_blocks(tmp_path):
+    figures = [Figure("sent", [10.0, 30.0, 20.0], "/s", at_least=25), Figure("cost", [3.0], "µs", at_most=5)]
+    report.write("embedded", "A title.", figures, [SPEED], into=tmp_path)
+    data = json.loads((tmp_path / "embedded.json").read_text())
+    assert [(one["median"], one["met"]) for one in data["figures"]] == [(20.0, False), (3.0, True)]
+    assert data["machine"] == SPEED
+
+    document = tmp_path / "document.md"
+    document.write_text("before\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nafter\n")
+    assert report.fill_blocks(tmp_path, [document]) == [document]
+    text = document.read_text()
+    assert text.startswith("before\n<!-- figures: begin -->\nA title.\n")
+    assert text.endswith("<!-- figures: end -->\nafter\n")
+    assert "| sent | 20 /s | 10 – 30 | ≥ 25 | **not met** |" in text
+    assert "old" not in text
+
+    plain = Path(tmp_path / "plain.md")
+    plain.write_text("no block")
+    assert report.fill_blocks(tmp_path, [plain]) == []
