@@ -1,6 +1,6 @@
 # Everything runs in .venv, made here: all that a machine needs is make and Python 3.11 or later with its venv module.
 #
-#   make demo [SEED=7] [ENGINE=sqlite:///flights.db]    the example, run
+#   make demo [SEED=7] [ENGINE=sqlite]                  examples/flights: processes are killed, and every total is right
 #   make test        every test that ends in 15 minutes, on this Python, then the core on the others that are installed
 #   make test-long   the tests with full figures, hours; ARGS="-k soak" picks some
 #   make bench       the benchmarks; ARGS goes to them

@@ -1,0 +1,72 @@
+"""The processes of the demo: started, killed without warning, and started again."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CLEAN_STOP = 30.0
+"""Seconds that a process may take from SIGTERM to its end."""
+
+
+class Crashed(Exception):
+    """A process ended that nobody had killed."""
+
+
+class Process:
+    """One program, running under one name for as long as it is wanted."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], logs: Path) -> None:
+        self.name = name
+        self._command = [sys.executable, "-m", *command]
+        self._env = {**os.environ, **env}
+        self._log = logs / f"{name}.log"
+        self._running = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(self._command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        """Of the incarnation that runs now."""
+        return self._running.pid
+
+    def kill(self) -> bool:
+        """SIGKILL: no handler of a signal, no `finally`, no goodbye. Then start anew. False: it had ended before."""
+        if self._running.poll() is not None:
+            return False
+        self._running.kill()
+        self._running.wait()
+        self._running = self._start()
+        return True
+
+    def ended(self) -> bool:
+        """Whether it has done its work. Raises `Crashed` if it ended without."""
+        status = self._running.poll()
+        if status:
+            raise Crashed(f"{self.name} ended with status {status}:\n{self.log_end()}")
+        return status == 0
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for a clean end. Raises `Crashed` if that is none."""
+        if self._running.poll() is None:
+            self._running.send_signal(signal.SIGTERM)
+            try:
+                self._running.wait(CLEAN_STOP)
+            except subprocess.TimeoutExpired:
+                raise Crashed(f"{self.name} did not stop within {CLEAN_STOP:g} s of SIGTERM") from None
+        self.ended()
+
+    def destroy(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self._running.poll() is None:
+            self._running.kill()
+            self._running.wait()
+
+    def log_end(self, lines: int = 20) -> str:
+        """The last lines that it wrote."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
