@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -31,6 +32,8 @@ _SAFE_BACKPORTS = {(3, 44): 6, (3, 50): 7}
 
 log = logging.getLogger("easybus")
 _warned = False
+_abandoned: list[Any] = []
+"""Connections that must not be closed, not even by being forgotten."""
 
 
 class Connection(Protocol):
@@ -58,6 +61,10 @@ class Connection(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    def abandon(self) -> None:
+        """Close without a checkpoint, which would delete the log of whatever file has the name now."""
+        ...
 
 
 class ApswConnection:
@@ -87,6 +94,12 @@ class ApswConnection:
         self.raw.row_trace = self.raw.exec_trace = None
 
     def close(self) -> None:
+        self.raw.close()
+
+    def abandon(self) -> None:
+        import apsw
+
+        self.raw.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self.raw.close()
 
 
@@ -119,6 +132,15 @@ class StdlibConnection:
 
     def close(self) -> None:
         self.raw.close()
+
+    def abandon(self) -> None:
+        import sqlite3
+
+        if sys.version_info >= (3, 12):
+            self.raw.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+            self.raw.close()
+        else:
+            _abandoned.append(self.raw)
 
 
 def connect(path: str, library: str) -> Connection:

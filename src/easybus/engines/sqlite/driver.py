@@ -63,13 +63,14 @@ _MOVE = (  # the retry takes the delivery's place in one step
     "WHERE id = ? AND attempt = ? AND owner = ? AND queue_id = ?"
 )
 _STATS = (
-    "SELECT count(*) FILTER (WHERE visible_at <= ?1), count(*) FILTER (WHERE visible_at > ?1 AND owner <> 0), "
-    'count(*) FILTER (WHERE visible_at > ?1 AND owner = 0) FROM "easybus_message" WHERE queue_id = ?2'
+    "SELECT count(*) FILTER (WHERE visible_at <= now), count(*) FILTER (WHERE visible_at > now AND owner <> 0), "
+    "count(*) FILTER (WHERE visible_at > now AND owner = 0) "
+    'FROM (SELECT ? AS now) JOIN "easybus_message" WHERE queue_id = ?'
 )
 _LAST = 'SELECT coalesce(max(id), 0) FROM "easybus_message"'
 _PURGE = (  # what is not in flight, a part at a time, nothing newer than when the purge began
-    'DELETE FROM "easybus_message" WHERE id IN (SELECT id FROM "easybus_message" WHERE queue_id = ?1 AND id <= ?2 '
-    "AND (owner = 0 OR visible_at <= ?3) LIMIT 5000)"
+    'DELETE FROM "easybus_message" WHERE id IN (SELECT id FROM "easybus_message" WHERE queue_id = ? AND id <= ? '
+    "AND (owner = 0 OR visible_at <= ?) LIMIT 5000)"
 )
 
 

@@ -29,7 +29,7 @@ _DUE = (
 )
 _CLAIM = 'UPDATE "easybus_half" SET token = ?, due_at = ? WHERE id = ?'
 _FETCH = f'SELECT {_COLUMNS} FROM "easybus_half" WHERE id = ?'  # noqa: S608
-_FIND = f'SELECT {_COLUMNS} FROM "easybus_half" WHERE ?1 IS NULL OR service = ?1 ORDER BY created_at, key LIMIT ?2'  # noqa: S608
+_FIND = f'SELECT {_COLUMNS} FROM "easybus_half" WHERE ? IS NULL OR service = ? ORDER BY created_at, key LIMIT ?'  # noqa: S608
 
 
 class SqliteHalves:
@@ -113,7 +113,7 @@ class SqliteHalves:
 
     async def find(self, service: str | None = None, limit: int = 100) -> list[Half]:
         return await self._writer().read(
-            lambda connection: [_read(row) for row in connection.rows(_FIND, (service, limit))]
+            lambda connection: [_read(row) for row in connection.rows(_FIND, (service, service, limit))]
         )
 
 

@@ -1,7 +1,7 @@
-"""The connections that one writer holds to its file: opened when needed, closed for a fork, never after a loss.
+"""The connections that one writer holds to its file: opened when needed, closed for a fork.
 
 A file that was removed or replaced while it was open is noticed before anything is written, and its connections are
-left as they are: closing them would make SQLite delete the new file's log, which has the old one's name.
+only abandoned: closing them would make SQLite delete the new file's log, which has the old one's name.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class HeldFile:
             self._guest = connection
             return True
         finally:
-            if self._guest is None and not self.lost:
-                connection.close()
+            if self._guest is None:
+                connection.abandon() if self.lost else connection.close()
 
     def data_version(self) -> Any:
         """Another value after every commit of another connection; None where it cannot be told now."""
@@ -108,12 +108,10 @@ class HeldFile:
 
     def close(self) -> None:
         """Close all; the next use opens again."""
-        if self.lost:
-            return
         for held in (self._guest, self._connection, self.reader):
             try:
                 if held is not None:
-                    held.close()
+                    held.abandon() if self.lost else held.close()
             except Exception as error:
                 log.warning("closing %s: %s", self.location.path, error)
         self._guest = self._connection = None

@@ -45,9 +45,9 @@ _REMOVE = 'DELETE FROM "easybus_dead" WHERE queue = ? AND key = ? AND fence = ?'
 _MARK = 'UPDATE "easybus_dead" SET marked = 1, until_at = 0, history = ? WHERE queue = ? AND key = ?'
 _DELETE = 'DELETE FROM "easybus_dead" WHERE queue = ? AND key = ?'
 _FIND = (
-    f'SELECT {_COLUMNS} FROM "easybus_dead" WHERE (?1 IS NULL OR queue = ?1) '  # noqa: S608
-    "AND (?2 IS NULL OR instr(reason, ?2) OR instr(error_type, ?2)) AND (?3 IS NULL OR last_failed < ?3) "
-    "ORDER BY last_failed, id LIMIT ?4"
+    f'SELECT {_COLUMNS} FROM "easybus_dead" WHERE (? IS NULL OR queue = ?) '  # noqa: S608
+    "AND (? IS NULL OR instr(reason, ?) OR instr(error_type, ?)) AND (? IS NULL OR last_failed < ?) "
+    "ORDER BY last_failed, id LIMIT ?"
 )
 _COUNT = 'SELECT queue, count(*) FROM "easybus_dead" GROUP BY queue ORDER BY queue'
 
@@ -128,9 +128,8 @@ class SqliteLetters:
         self, queue: str | None = None, *, reason: str | None = None, before: float | None = None, limit: int = 100
     ) -> list[DeadLetter]:
         stamp = None if before is None else to_microseconds(before)
-        return await self._writer().read(
-            lambda connection: [_read(row) for row in connection.rows(_FIND, (queue, reason, stamp, limit))]
-        )
+        given = (queue, queue, reason, reason, reason, stamp, stamp, limit)
+        return await self._writer().read(lambda connection: [_read(row) for row in connection.rows(_FIND, given)])
 
     async def get(self, queue: str, key: str) -> DeadLetter | None:
         return await self._writer().read(lambda connection: _get(connection, queue, key))

@@ -32,19 +32,19 @@ _COLUMNS = (
 )
 _COMMITTED = "SELECT seq FROM sqlite_sequence WHERE name = 'easybus_outbox'"
 _WRITE_ROW = (  # the next row of the caller's transaction
-    'INSERT INTO "easybus_outbox" (service, writer, "transaction", to_topic, name, body, route_key, delay, dedupe_id, '
-    'require, created_at, origin) VALUES (?1, ?2, coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ?3 '
-    "AND writer = ?2 AND service = ?1 ORDER BY id DESC LIMIT 1), ?4), ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
+    'INSERT INTO "easybus_outbox" ("transaction", service, writer, to_topic, name, body, route_key, delay, dedupe_id, '
+    'require, created_at, origin) VALUES (coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ? '
+    "AND writer = ? AND service = ? ORDER BY id DESC LIMIT 1), ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 # `+column` keeps the planner off the index of free rows, where it would walk the whole backlog for each of them.
 _FREE = (  # rows of transactions of which no row is claimed or backed off, oldest first
-    'SELECT "transaction" FROM "easybus_outbox" AS row WHERE service = ?1 AND parked = 0 AND due_at <= ?2 '
+    'SELECT "transaction" FROM "easybus_outbox" AS row WHERE service = ? AND parked = 0 AND due_at <= ? '
     'AND NOT EXISTS (SELECT 1 FROM "easybus_outbox" AS other WHERE other."transaction" = row."transaction" '
-    "AND +other.service = ?1 AND +other.parked = 0 AND other.due_at > ?2) ORDER BY id LIMIT ?3"
+    "AND +other.service = row.service AND +other.parked = 0 AND other.due_at > ?) ORDER BY id LIMIT ?"
 )
 _CLAIM = (
-    'UPDATE "easybus_outbox" SET token = ?1, due_at = ?2 WHERE +service = ?3 AND +parked = 0 '  # noqa: S608
-    f'AND "transaction" IN (SELECT value FROM json_each(?4)) RETURNING {_COLUMNS}'
+    'UPDATE "easybus_outbox" SET token = ?, due_at = ? WHERE +service = ? AND +parked = 0 '  # noqa: S608
+    f'AND "transaction" IN (SELECT value FROM json_each(?)) RETURNING {_COLUMNS}'
 )
 _DELETE = 'DELETE FROM "easybus_outbox" WHERE id = ? AND token = ?'
 _RELEASE = (
@@ -60,8 +60,8 @@ _UNPARK = (
     'WHERE "transaction" = ? AND parked = 1'
 )
 _FIND = (
-    f'SELECT {_COLUMNS} FROM "easybus_outbox" WHERE (?1 IS NULL OR service = ?1) '  # noqa: S608
-    "AND (?2 = 0 OR parked = 1) ORDER BY id LIMIT ?3"
+    f'SELECT {_COLUMNS} FROM "easybus_outbox" WHERE (? IS NULL OR service = ?) '  # noqa: S608
+    "AND (? = 0 OR parked = 1) ORDER BY id LIMIT ?"
 )
 
 _CHANGED = "\0outbox"  # no queue has this name
@@ -95,10 +95,12 @@ class SqliteOutbox:
             (
                 _WRITE_ROW,
                 (
+                    committed,
+                    self._name,
+                    service,
+                    transaction,
                     service,
                     self._name,
-                    committed,
-                    transaction,
                     int(item.to_topic),
                     item.name,
                     item.body,
@@ -118,11 +120,11 @@ class SqliteOutbox:
 
     async def claim(self, service: str, limit: int, lease: float) -> list[OutboxRow]:
         def look(connection: Connection) -> Any:
-            return WRITE if connection.rows(_FREE, (service, self._now(), 1)) else []
+            return WRITE if connection.rows(_FREE, (service, now := self._now(), now, 1)) else []
 
         def work(connection: Connection) -> list[OutboxRow]:
             now, token = self._now(), os.urandom(12).hex()
-            free = list(dict.fromkeys(row[0] for row in connection.rows(_FREE, (service, now, limit))))
+            free = list(dict.fromkeys(row[0] for row in connection.rows(_FREE, (service, now, now, limit))))
             claimed = connection.rows(_CLAIM, (token, now + to_microseconds(lease), service, json.dumps(free)))
             place = {transaction: at for at, transaction in enumerate(free)}
             return [_read(row) for row in sorted(claimed, key=lambda row: (place[row[1]], row[0]))]
@@ -159,7 +161,7 @@ class SqliteOutbox:
 
     async def find(self, service: str | None = None, *, parked: bool = False, limit: int = 100) -> list[OutboxRow]:
         return await self._writer().read(
-            lambda connection: [_read(row) for row in connection.rows(_FIND, (service, int(parked), limit))]
+            lambda connection: [_read(row) for row in connection.rows(_FIND, (service, service, int(parked), limit))]
         )
 
     async def wait(self, seconds: float) -> None:

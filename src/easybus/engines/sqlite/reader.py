@@ -32,3 +32,10 @@ class Reader:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+    def abandon(self) -> None:
+        """Close as `Connection.abandon` does."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.abandon()
+                self._connection = None

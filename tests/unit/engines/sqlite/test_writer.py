@@ -131,6 +131,10 @@ async def test_a_file_that_is_removed_while_open_is_noticed_before_anything_is_c
     os.unlink(tmp_path / "bus.db")
     with pytest.raises(Unavailable, match="removed or replaced"):
         await engine.driver.publish([Publication(False, "q", b"")])
+    for name in ("bus.db", "bus.db-wal"):
+        (tmp_path / name).write_bytes(b"another's")
+    await engine.close()
+    assert (tmp_path / "bus.db-wal").read_bytes() == b"another's", "closing the old file deleted the new one's log"
 
 
 @pytest.mark.parametrize(
