@@ -16,6 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+try:
+    # In its strict mode, the default, pytest-asyncio runs only async fixtures that are declared with its own decorator.
+    from pytest_asyncio import fixture as _async_fixture
+except ImportError:
+    _async_fixture = pytest.fixture
+
 if TYPE_CHECKING:
     from ..bus import Bus
     from .blocking import BlockingHarness
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["easybus_testing", "easybus_testing_blocking"]
 
 
-@pytest.fixture
+@_async_fixture
 async def easybus_testing() -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
     """`t = await easybus_testing(bus, provide={…})`: the bus under test, until the test ends; see `Bus.testing`."""
     async with AsyncExitStack() as stack:
