@@ -91,6 +91,7 @@ class Folder:
     page: str
     program: list[str] = field(default_factory=list[str])
     expected: str = ""
+    env: dict[str, str] = field(default_factory=lambda: environment())
     started: list[Started] = field(default_factory=list[Started])
 
     def where(self, line: int) -> str:
@@ -136,13 +137,16 @@ class Folder:
 
     def _console(self, block: Block) -> None:
         for command, expected in commands(block.body):
+            if command.startswith("export "):
+                self.env |= dict(word.split("=", 1) for word in command.split()[1:])
+                continue
             if block.test == "background":
                 output = self.path / f"output-{len(self.started)}"
                 with output.open("wb") as file:
                     process = subprocess.Popen(
                         ["bash", "-c", f"exec {command}"],
                         cwd=self.path,
-                        env=environment(),
+                        env=self.env,
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )
@@ -163,7 +167,7 @@ class Folder:
 
     def _call(self, words: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            words, cwd=self.path, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+            words, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     def _end(self) -> None:
