@@ -1,7 +1,7 @@
-"""What the site takes from elsewhere: the command line's own help, and the list of recipes.
+"""What the site takes from elsewhere: the command line's own help, and the pages of two folders.
 
-`<!-- commands -->` in a page becomes the help of every command, so that the two never differ. The pages of `how-to/`
-stand in the navigation in the order of their titles: a recipe is added by writing it.
+`<!-- commands -->` in a page becomes the help of every command, so that the two never differ. A page of `how-to/` or
+`reference/` that the navigation does not name follows those that it names, by title: a page is added by writing it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from easybus.cli.app import app
 MARK = "<!-- commands -->"
 
 
+SECTIONS = {"How to": "how-to", "Reference": "reference"}
+
+
 def on_config(config: Any) -> Any:
     folder = Path(config.docs_dir)
-    pages = [page for page in (folder / "how-to").glob("*.md") if page.name != "index.md"]
-    recipes = [page.relative_to(folder).as_posix() for page in sorted(pages, key=_title)]
     for entry in config.nav:
-        if "How to" in entry:
-            entry["How to"] = ["how-to/index.md", *recipes]
+        for section in SECTIONS.keys() & entry.keys():
+            listed = {
+                page for named in entry[section] for page in (named.values() if isinstance(named, dict) else [named])
+            }
+            pages = sorted((folder / SECTIONS[section]).glob("*.md"), key=_title)
+            found = [page.relative_to(folder).as_posix() for page in pages]
+            entry[section] += [page for page in found if page not in listed]
     return config
 
 
