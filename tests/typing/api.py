@@ -1,5 +1,5 @@
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true, reportUnusedFunction=false
-"""Never run: what editors and type checkers must see of the public API. Lines with a reason behind `ignore` must fail."""
+"""Never run: what editors and type checkers must see of the public API. Lines behind an `ignore` must fail."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ assert_type(audit(Message()), None)
 bus = Bus("sqlite:///shop.db", service="shop", dedupe=None)
 bus.include(router)
 bus.provide(Client, Client)
-bus.provide(Client, lambda: Client(), per="message")
+bus.provide(Client, Client, per="message")
 
 bound = bus.bind(orders)
 assert_type(bound, BusTopic[OrderPaid | OrderRefunded])
