@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a new folder for the databases and logs, kept", metavar="FOLDER")
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10_000) if given.seed is None else given.seed
-    console = Console()
+    console = Console(highlight=False)
     began = time.monotonic()
     with ExitStack() as stack:
         folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flights-")))

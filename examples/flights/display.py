@@ -48,4 +48,4 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", soft_wrap=True)

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("database", type=Path)
     parser.add_argument("--flights", type=int, help="only the report's first N", metavar="N")
     given = parser.parse_args()
-    sys.exit(0 if show(compare(found(given.database), expected(given.flights)), Console()) else 1)
+    sys.exit(0 if show(compare(found(given.database), expected(given.flights)), Console(highlight=False)) else 1)
 
 
 if __name__ == "__main__":
