@@ -142,8 +142,8 @@ def contract_of(target: Any) -> Topic[Any] | Queue[Any]:
     Raises:
         ConfigurationError: it is none.
     """
+    if isinstance(target, (Topic, Queue)):  # a union would be made anew for each call
+        return target  # pyright: ignore[reportUnknownVariableType]
     if isinstance(target, BusTopic | BusQueue):
         return target.contract  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if isinstance(target, Topic | Queue):
-        return target  # pyright: ignore[reportUnknownVariableType]
     raise ConfigurationError(f"send to a topic or a queue, such as bus.topic('orders', Order), not to {target!r}")

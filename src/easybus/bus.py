@@ -29,7 +29,7 @@ from .engines.contract import (
 from .errors import ConfigurationError, NotOpen, NotSupported, SendError, Unavailable, Unroutable
 from .message import Message
 from .opened import Opened
-from .outgoing import Outgoing, SendOptions, message_of, publications_of
+from .outgoing import SendOptions, message_of, publication_of, publications_of
 from .receiving.invoke import Middleware, Provided
 from .receiving.retry import DEFAULT, Retrying
 from .router import Router
@@ -278,7 +278,10 @@ class Bus(Router):
         contract, opened = contract_of(target), self._here()
         if contract.key not in opened.declared:
             await self._declare(opened, contract)
-        [message], [publication] = self._publications(contract, [Outgoing(value, **options)], require)
+        if require:
+            self._check_require()
+        now, otherwise = self._clock.time(), self._require_default
+        message, publication = publication_of(contract, value, options, now, require, otherwise=otherwise)
         if within is not None:
             write_outbox(within, opened.outboxes, self.service, [publication], opened.wake_relays)
             return message
@@ -337,10 +340,14 @@ class Bus(Router):
     def _publications(
         self, contract: Topic[Any] | Queue[Any], values: Iterable[Any], require: bool | None
     ) -> tuple[list[Message], list[Publication]]:
-        if require and self._opened is not None and not self._opened.driver.caps.counts_routes:
-            raise NotSupported("this engine cannot know whether a queue is bound: leave require= out")
+        if require:
+            self._check_require()
         now, otherwise = self._clock.time(), self._require_default
         return publications_of(contract, values, now, require, otherwise=otherwise)
+
+    def _check_require(self) -> None:
+        if self._opened is not None and not self._opened.driver.caps.counts_routes:
+            raise NotSupported("this engine cannot know whether a queue is bound: leave require= out")
 
     def _say_unrouted(self, topic: str, route_key: str) -> None:
         self.unrouted[topic, route_key] += 1

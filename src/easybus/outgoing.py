@@ -12,7 +12,7 @@ from .errors import ConfigurationError
 from .message import TYPE, Message, new_id
 from .topic import Queue, Topic
 
-__all__ = ["Outgoing", "SendOptions", "message_of", "publications_of"]
+__all__ = ["Outgoing", "SendOptions", "message_of", "publication_of", "publications_of"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,8 @@ def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptio
     if isinstance(value, Message):
         return value
     payload, kind = contract.payloads.encode(value)
+    if not options:  # the common case, at half the price
+        return Message(id=new_id(), payload=payload, headers={TYPE: kind} if kind else {})
     headers = dict(options.get("headers") or {})
     if kind:
         headers[TYPE] = kind
@@ -85,21 +87,37 @@ def publications_of(
         PayloadError: a value fits none of the contract's types; nothing is sent.
         ConfigurationError: options that contradict each other.
     """
-    to_topic = not isinstance(contract, Queue)
     messages: list[Message] = []
     publications: list[Publication] = []
     for value in values:
         one, options = _unpacked(value)
-        message = message_of(contract, one, options)
-        delay = delay_of(options, now)
-        if require and delay:
-            raise ConfigurationError("require= cannot be told for a delayed send: who is bound shows when it is due")
-        demanded = to_topic and not delay and (otherwise if require is None else require)
+        message, publication = publication_of(contract, one, options, now, require, otherwise=otherwise)
         messages.append(message)
-        publications.append(
-            Publication(to_topic, contract.name, message.to_bytes(), message.route_key, delay, message.id, demanded)
-        )
+        publications.append(publication)
     return messages, publications
+
+
+def publication_of(
+    contract: Topic[Any] | Queue[Any],
+    value: Any,
+    options: SendOptions,
+    now: float,
+    require: bool | None,
+    *,
+    otherwise: bool,
+) -> tuple[Message, Publication]:
+    """One value; see `publications_of`. A misspelt option is a TypeError, never ignored."""
+    if options and not options.keys() <= SendOptions.__annotations__.keys():
+        Outgoing(value, **options)
+    message = message_of(contract, value, options)
+    delay = delay_of(options, now) if options else None
+    if require and delay:
+        raise ConfigurationError("require= cannot be told for a delayed send: who is bound shows when it is due")
+    to_topic = not isinstance(contract, Queue)
+    demanded = to_topic and not delay and (otherwise if require is None else require)
+    return message, Publication(
+        to_topic, contract.name, message.to_bytes(), message.route_key, delay, message.id, demanded
+    )
 
 
 def _unpacked(value: Any) -> tuple[Any, SendOptions]:
