@@ -105,6 +105,7 @@ class Running:
         if concurrency is not None:
             settings["concurrency"] = concurrency
         options = HandlerOptions(**settings)
+        self._warn_of_short_memory(queue, options)
         targets = {id(definition.target.payloads): definition.target.payloads for definition in definitions}
         if len(targets) > 1:
             raise ConfigurationError(
@@ -124,6 +125,16 @@ class Running:
                 names=definition.names,
             )
         return subscription
+
+    def _warn_of_short_memory(self, queue: str, options: HandlerOptions) -> None:
+        if options.dedupe is not None and (options.horizon is None or options.keep < options.horizon):
+            longest = "without end" if options.horizon is None else f"over up to {options.horizon:.0f} s"
+            self._opened.logger.warning(
+                "queue %r retries %s and remembers handled messages for %.0f s: an older copy would be handled again",
+                queue,
+                longest,
+                options.keep,
+            )
 
     async def start(self) -> None:
         """Begin to handle."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -661,10 +662,13 @@ async def test_dead_letters_nobody_looked_at_fail_the_test() -> None:
     async def handle(event: OrderPaid) -> None:
         raise ValueError("no")
 
-    with pytest.raises(AssertionError, match="1 dead letters"):
+    async def leave_one() -> None:
         async with bus.testing() as t:
             await jobs.send(OrderPaid(1))
             await t.drain()
+
+    with pytest.raises(AssertionError, match="1 dead letters"):
+        await leave_one()
 
 
 async def test_already_handled_is_asked_before_a_second_try() -> None:
@@ -738,3 +742,44 @@ async def test_past_the_grace_handlers_are_cancelled_and_their_messages_go_back(
                 await asyncio.sleep(0)
         stats = await bus.driver.stats("jobs")
         assert (stats.ready, stats.in_flight) == (1, 0)
+
+
+async def test_a_memory_shorter_than_the_retries_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    bus = Bus("memory://", dedupe=timedelta(minutes=1))
+    jobs = bus.queue("jobs", OrderPaid)
+    short = bus.queue("short", OrderPaid)
+
+    @jobs.handler(retry=fixed(60, attempts=5))
+    async def handle(event: OrderPaid) -> None: ...
+
+    @short.handler(retry=never(), lease=10)
+    async def handle_short(event: OrderPaid) -> None: ...
+
+    async with bus.testing():
+        said = [one.getMessage() for one in caplog.records if "remembers" in one.getMessage()]
+        assert len(said) == 1
+        assert "'jobs'" in said[0]
+
+
+async def test_messages_in_one_engine_and_keys_in_another(tmp_path: Path) -> None:
+    bus = Bus("memory://", storage=f"sqlite:///{tmp_path}/keys.db")
+    jobs = bus.queue("jobs", OrderPaid)
+    done: list[int] = []
+
+    @jobs.handler(retry=never())
+    async def handle(event: OrderPaid) -> None:
+        if event.id == 2:
+            raise ValueError("no")
+        done.append(event.id)
+
+    async with bus.handling():
+        await jobs.send(OrderPaid(1), id="one")
+        await jobs.send(OrderPaid(1), id="one")
+        await jobs.send(OrderPaid(2), id="two")
+        assert bus.dead_letters is not None
+        assert bus.idempotency is not None
+        while not (await bus.dead_letters.count()).get("jobs") or (await bus.driver.stats("jobs")).in_flight:
+            await asyncio.sleep(0.005)
+        assert done == [1]
+        assert await bus.idempotency.lookup("jobs", "one") == "done"
+        assert await bus.idempotency.lookup("jobs", "two") == "free"
