@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+STARTING = 10.0
+"""Seconds in which a process may not have got as far as to heed SIGTERM: then it has nothing in hand."""
 CLEAN_STOP = 30.0
 """Seconds that a process may take from SIGTERM to its end."""
 
@@ -27,6 +30,7 @@ class Process:
         self._running = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._started = time.monotonic()
         with self._log.open("ab") as log:
             return subprocess.Popen(self._command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
 
@@ -53,13 +57,15 @@ class Process:
 
     def stop(self) -> None:
         """SIGTERM, and wait for a clean end. Raises `Crashed` if that is none."""
+        young = time.monotonic() - self._started < STARTING
         if self._running.poll() is None:
             self._running.send_signal(signal.SIGTERM)
             try:
                 self._running.wait(CLEAN_STOP)
             except subprocess.TimeoutExpired:
                 raise Crashed(f"{self.name} did not stop within {CLEAN_STOP:g} s of SIGTERM") from None
-        self.ended()
+        if not (young and self._running.returncode == -signal.SIGTERM):
+            self.ended()
 
     def destroy(self) -> None:
         """Leave nothing behind, whatever happened."""
