@@ -1,26 +1,22 @@
-"""Everything that README and docs show is run: their Python, their commands, their tables, the tests that they name.
+"""The Python and the commands that README and docs show are run. What they say besides: `test_docs_facts`.
 
 A page's blocks run in order, in a folder of the page's own:
 
     ```python                  one program of all such blocks; `await` may stand outside functions
-    ```python title="shop.py"  a file; several of one name are joined; it is imported once
-    ```console                 `$ command` is run; lines under it are its output (`...` stands for anything)
+    ```python title="shop.py"  a file; several of one name are joined; commands below it use it
+    ```console                 `$ command` is run; lines under it are its output (`...` stands for anything); not make, pip
     ```text                    what the program prints up to there
 
 Before a block may stand: <!-- test: eventually --> the command is repeated until its output is as shown;
 <!-- test: background --> it runs on, its output is waited for at the end, then SIGTERM and exit 0;
 <!-- test: new program --> a new program begins; <!-- test: fails --> the command exits with 1;
-<!-- test: skip, why -->: not run. What readers need not see stands in a comment that begins with `hidden` and a block's first line:
-<!-- hidden python title="shop.py" … -->.
-
-`python tests/test_docs.py` writes the tables that are made out of the code.
+<!-- test: skip, why -->: not run. What readers need not see stands in a comment that begins with `hidden` and a
+block's first line: <!-- hidden python title="shop.py" … -->.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
-import inspect
 import os
 import re
 import signal
@@ -28,18 +24,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-from easybus import Bus, errors, message
-from easybus.bound import SendOptions
-from easybus.clock import SystemClock
-from easybus.engines import registry
-from easybus.receiving.subscription import HandlerOptions
-from easybus.sending.checkback import CheckPolicy
-from easybus.topic import QueueOptions, TopicOptions
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,6 +71,18 @@ class Started:
     expected: str
 
 
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("EASYBUS", "PYTEST", "COV"))}
+    folder = str(Path(sys.executable).parent)
+    return kept | {
+        "PATH": f"{folder}:{kept.get('PATH', '')}",
+        "COLUMNS": "120",
+        "TERM": "dumb",
+        "NO_COLOR": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 @dataclass
 class Folder:
     """Where one page's blocks run."""
@@ -91,7 +91,7 @@ class Folder:
     page: str
     program: list[str] = field(default_factory=list[str])
     expected: str = ""
-    env: dict[str, str] = field(default_factory=lambda: environment())
+    env: dict[str, str] = field(default_factory=environment)
     started: list[Started] = field(default_factory=list[Started])
 
     def where(self, line: int) -> str:
@@ -137,6 +137,8 @@ class Folder:
 
     def _console(self, block: Block) -> None:
         for command, expected in commands(block.body):
+            if command.startswith(("make ", "pip ")):  # whole suites, and what the test has installed
+                continue
             if command.startswith("export "):
                 self.env |= dict(word.split("=", 1) for word in command.split()[1:])
                 continue
@@ -237,18 +239,6 @@ def different(where: str, expected: str, printed: str) -> str:
     return f"{where}\n--- shown:\n{expected}\n--- printed:\n{printed}"
 
 
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("EASYBUS", "PYTEST", "COV"))}
-    folder = str(Path(sys.executable).parent)
-    return kept | {
-        "PATH": f"{folder}:{kept.get('PATH', '')}",
-        "COLUMNS": "120",
-        "TERM": "dumb",
-        "NO_COLOR": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -260,162 +250,3 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path) -> None:
         folder.run(blocks_of(page))
     finally:
         folder.close()
-
-
-# ------------------------------------------------------------------------------------- what pages say of the code
-
-_TEST_NAME = re.compile(r"(?<![\w/])test_\w+(?!\w*\.py)\b")
-_LINKED_TEST = re.compile(r"\[`(test_\w+)`\]\(([^)#]+)\)")
-_LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
-_CODE = re.compile(r"^[ ]*```.*?^[ ]*```$", re.MULTILINE | re.DOTALL)
-
-CAPABILITIES = {
-    "durable": "a confirmed message outlives a killed process",
-    "shared": "other processes see it",
-    "fenced": "a late ack never settles another's delivery",
-    "atomic_move": "a retry is one atomic step",
-    "ordered": "one consumer sees the order of sending",
-    "counts": "counts of a queue's messages are exact",
-    "counts_routes": "`require=True` is possible",
-    "lists_queues": "lists its queues and topics",
-    "delays_topics": "a delayed topic send waits in the engine (else in a queue of the core's)",
-    "max_body": "largest message",
-    "max_name": "longest name, in bytes of UTF-8",
-    "max_delay": "longest delay",
-}
-STORAGES = {
-    "idempotency": "remembers what was handled",
-    "dead_letters": "keeps dead letters",
-    "transactions": "keeps messages of `transaction(...)`",
-    "outbox": "takes messages in your database transaction (`within=`)",
-}
-EXAMPLES = {"memory": "memory://", "sqlite": "sqlite:///shop.db"}
-
-
-def engines_table() -> str:
-    engines = [registry.create(EXAMPLES[scheme], SystemClock()) for scheme in registry.ENGINES]
-    lines = [f"| | {' | '.join(f'`{scheme}://`' for scheme in registry.ENGINES)} |"]
-    lines.append("| --- |" + " --- |" * len(engines))
-    capabilities = [asdict(engine.driver.caps) for engine in engines if engine.driver is not None]
-    for name, says in CAPABILITIES.items():
-        lines.append(f"| {says} | {' | '.join(_shown(name, one[name]) for one in capabilities)} |")
-    for name, says in STORAGES.items():
-        lines.append(f"| {says} | {' | '.join('yes' if getattr(one, name) is not None else 'no' for one in engines)} |")
-    return "\n".join(lines)
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    assert isinstance(value, int | float)
-    units = {"max_body": f"{value / (1 << 20):g} MiB", "max_delay": f"{value / 86_400:g} days"}
-    return units.get(name, f"{value:g}")
-
-
-TABLES = {"engines": engines_table}
-
-
-def with_tables(text: str) -> str:
-    for name, make in TABLES.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        if begin in text:
-            before, _, rest = text.partition(begin)
-            text = before + begin + make() + "\n" + end + rest.partition(end)[2]
-    return text
-
-
-def prose_of(page: Path) -> str:
-    return _CODE.sub("", page.read_text())
-
-
-def defined_tests() -> dict[str, set[Path]]:
-    found: dict[str, set[Path]] = {}
-    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "src" / "easybus" / "testing").rglob("*.py")]:
-        for name in re.findall(r"^\s*(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE):
-            found.setdefault(name, set()).add(path)
-    return found
-
-
-def test_tables_are_what_the_code_says() -> None:
-    assert set(CAPABILITIES) | {"engine"} == set(asdict(registry.create("memory://", SystemClock()).driver.caps))  # type: ignore[union-attr]
-    for page in PAGES:
-        assert page.read_text() == with_tables(page.read_text()), f"run: python {Path(__file__).relative_to(ROOT)}"
-
-
-def test_every_test_that_a_page_names_exists() -> None:
-    defined = defined_tests()
-    for page in PAGES:
-        prose = prose_of(page)
-        missing = set(_TEST_NAME.findall(prose)) - set(defined)
-        assert not missing, f"{name_of(page)} names tests that are not there: {missing}"
-        for name, link in _LINKED_TEST.findall(prose):
-            assert (page.parent / link).resolve() in defined[name], f"{name_of(page)}: {name} is not in {link}"
-
-
-def test_every_link_leads_to_a_file() -> None:
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
-        for link in _LINK.findall(prose_of(page)):
-            assert (page.parent / link).exists(), f"{name_of(page)}: there is no {link}"
-
-
-def test_every_guarantee_names_a_test_that_shows_it() -> None:
-    promised = prose_of(ROOT / "docs" / "guarantees.md").partition("\n## What is promised")[2].partition("\n## ")[0]
-    sections = promised.split("\n### ")[1:]
-    assert len(sections) >= 6
-    for section in sections:
-        assert _TEST_NAME.search(section), f"nothing shows: {section.splitlines()[0]}"
-
-
-def test_every_option_is_in_the_reference() -> None:
-    text = (ROOT / "docs" / "reference" / "configuration.md").read_text()
-    options = set(inspect.signature(Bus).parameters)
-    options |= {*HandlerOptions.__dataclass_fields__, *CheckPolicy.__dataclass_fields__}
-    options |= {*SendOptions.__annotations__, *QueueOptions.__annotations__, *TopicOptions.__annotations__}
-    options |= set(inspect.signature(Bus.handling).parameters) - {"self"}
-    missing = {name for name in options if f"`{name}`" not in text}
-    assert not missing, f"docs/reference/configuration.md says nothing of {missing}"
-
-
-def test_the_defaults_in_the_reference_are_the_codes() -> None:
-    text = (ROOT / "docs" / "reference" / "configuration.md").read_text()
-    for options in (HandlerOptions(), CheckPolicy()):
-        for name in options.__dataclass_fields__:
-            default = getattr(options, name)
-            if isinstance(default, int | float):
-                assert re.search(rf"^\| `{name}` \| {default:g} \|", text, re.MULTILINE), f"{name}: {default:g}"
-
-
-def test_every_header_is_in_the_reference() -> None:
-    text = (ROOT / "docs" / "reference" / "wire.md").read_text()
-    headers = [value for name, value in vars(message).items() if name.isupper() and isinstance(value, str)]
-    assert len(headers) >= 6
-    assert [header for header in headers if f"`{header}`" not in text] == []
-
-
-def test_every_error_is_in_the_reference() -> None:
-    text = (ROOT / "docs" / "reference" / "errors.md").read_text()
-    assert [name for name in errors.__all__ if f"`{name}`" not in text] == []
-
-
-def test_the_command_line_page_has_every_command() -> None:
-    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    page = hooks.on_page_markdown((ROOT / "docs" / "reference" / "cli.md").read_text())
-    for command in ("run", "send", "declare", "queues", "topics", "dead list", "dead retry", "tx list", "purge"):
-        assert f"### easybus {command}\n" in page
-    operating = "".join(page.read_text() for page in (ROOT / "docs" / "how-to").glob("*.md"))
-    named = set(re.findall(r"^### (easybus [a-z ]+)$", page, re.MULTILINE))
-    assert {command for command in named if command not in operating} == set(), "how-to shows no use of these"
-
-
-def test_pages_are_in_the_navigation() -> None:
-    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
-    for page in PAGES[1:]:
-        assert str(page.relative_to(ROOT / "docs")) in navigation
-
-
-if __name__ == "__main__":
-    for each in PAGES:
-        each.write_text(with_tables(each.read_text()))
