@@ -70,12 +70,12 @@ class Demo:
             with ExitStack() as stack, Display(self.console, goals) as display:
                 sender, workers = self._start(stack)
                 while self._sender_dies or self._workers_die or await self._on_its_way(bus, sender):
-                    done = await self._look(display, bus, workers)
+                    done = await self._look(display, bus, sender, workers)
                     await self._kill_who_is_due(sender, workers, done, goals, display)
                 display.say("all is handled but the spoilt records")
                 self.replayed = await mend_and_replay(bus, self.console)
                 while await letters(bus) or await self._on_its_way(bus, sender):
-                    await self._look(display, bus, workers)
+                    await self._look(display, bus, sender, workers)
                 for worker in workers:
                     worker.stop()
 
@@ -89,13 +89,14 @@ class Demo:
             stack.callback(process.destroy)
         return sender, workers
 
-    async def _look(self, display: Display, bus: Bus, workers: list[Process]) -> Counter[str]:
+    async def _look(self, display: Display, bus: Bus, sender: Process, workers: list[Process]) -> Counter[str]:
         """How far everything is, after a while; and whether all is well."""
         await asyncio.sleep(self._random.uniform(0.5, 1.5) * LOOK_EVERY)
         done = progress(totals.found(self.database))
         display.update(done)
         if done != self._seen:
             self._seen, self._moved_at = done, time.monotonic()
+        sender.ended()
         for worker in workers:
             if worker.ended():
                 raise Crashed(f"{worker.name} ended, and nobody had stopped it")
