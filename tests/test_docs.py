@@ -4,7 +4,7 @@ A page's blocks run in order, in a folder of the page's own:
 
     ```python                  one program of all such blocks; `await` may stand outside functions
     ```python title="shop.py"  a file; several of one name are joined; commands below it use it
-    ```console                 `$ command` is run; lines under it are its output, `...` stands for anything (not: make, pip)
+    ```console                 `$ command` is run; lines under it are its output, `...` is anything (not: make, pip)
     ```text                    what the program prints up to there
 
 Before a block may stand: <!-- test: eventually --> the command is repeated until its output is as shown;
