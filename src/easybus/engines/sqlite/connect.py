@@ -10,7 +10,9 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from ...errors import EngineError, Refused, TooLarge, Unavailable
@@ -49,10 +51,6 @@ class Connection(Protocol):
         """Run one INSERT, UPDATE or DELETE; returns how many rows it changed."""
         ...
 
-    def many(self, statement: str, batch: Iterable[Sequence[Any]]) -> None:
-        """Run once for each of `batch`."""
-        ...
-
     @property
     def in_transaction(self) -> bool: ...
 
@@ -82,9 +80,6 @@ class ApswConnection:
     def run(self, statement: str, params: Sequence[Any] = ()) -> int:
         self._execute(statement, params)
         return self.raw.changes()
-
-    def many(self, statement: str, batch: Iterable[Sequence[Any]]) -> None:
-        self.raw.executemany(statement, batch)
 
     @property
     def in_transaction(self) -> bool:
@@ -120,9 +115,6 @@ class StdlibConnection:
     def run(self, statement: str, params: Sequence[Any] = ()) -> int:
         return self._execute(statement, params).rowcount
 
-    def many(self, statement: str, batch: Iterable[Sequence[Any]]) -> None:
-        self.raw.executemany(statement, batch)
-
     @property
     def in_transaction(self) -> bool:
         return self.raw.in_transaction
@@ -141,6 +133,31 @@ class StdlibConnection:
             self.raw.close()
         else:
             _abandoned.append(self.raw)
+
+
+_ROWS_AT_ONCE = (128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def insert(connection: Connection, into: str, rows: Sequence[Sequence[Any]], end: str = "") -> int:
+    """Run `into` (INSERT INTO … (columns)) with all of `rows` and `end`, many in one step of SQLite; returns how many
+    were added.
+
+    A library gives up the interpreter's lock at each step, and waits for it again while the event loop is busy: rows
+    inserted one by one, or returned one by one, would crawl exactly when there is most to do.
+    """
+    at = added = 0
+    for size in _ROWS_AT_ONCE:
+        while len(rows) - at >= size:
+            part = rows[at : at + size]
+            added += connection.run(_insertion(into, len(part[0]), size, end), tuple(chain.from_iterable(part)))
+            at += size
+    return added
+
+
+@lru_cache(maxsize=64)
+def _insertion(into: str, width: int, size: int, end: str) -> str:
+    row = f"({', '.join('?' * width)})"
+    return f"{into} VALUES {', '.join([row] * size)}{end}"
 
 
 def connect(path: str, library: str) -> Connection:

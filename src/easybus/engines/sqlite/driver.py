@@ -30,7 +30,7 @@ from ..contract import (
     QueueStats,
     Settled,
 )
-from .connect import Connection
+from .connect import Connection, insert
 from .guest import refuse_in_transaction
 from .limits import CAPABILITIES, check_body, check_change, check_delay, check_publication
 from .stamps import to_microseconds
@@ -41,7 +41,7 @@ from .writer import WRITE, Writer
 Receipt: TypeAlias = tuple[int, int]
 """The row's id, and the owner that it was delivered to."""
 
-_INSERT = 'INSERT INTO "easybus_message" (queue_id, visible_at, body) VALUES (?, ?, ?)'
+_INTO = 'INSERT INTO "easybus_message" (queue_id, visible_at, body)'
 _NEXT_DUE = 'SELECT visible_at FROM "easybus_message" WHERE queue_id = ? ORDER BY visible_at LIMIT 1'
 _DUE = (
     'SELECT id, attempt, body FROM "easybus_message" WHERE queue_id = ? AND visible_at <= ? '
@@ -51,9 +51,10 @@ _OWN = (
     'UPDATE "easybus_message" SET visible_at = ?, attempt = attempt + 1, owner = ? '
     "WHERE id IN (SELECT value FROM json_each(?))"
 )
-_ACK = (  # gone, each only under its owner; returns those that were
-    'DELETE FROM "easybus_message" WHERE id IN (SELECT value FROM json_each(?)) AND owner = ? RETURNING id'
+_STILL_OWNED = (  # those of these rows that are still their owner's, in one row
+    'SELECT json_group_array(id) FROM "easybus_message" WHERE id IN (SELECT value FROM json_each(?)) AND owner = ?'
 )
+_ACK = 'DELETE FROM "easybus_message" WHERE id IN (SELECT value FROM json_each(?)) AND owner = ?'
 _NACK = (
     'UPDATE "easybus_message" SET visible_at = ?, owner = 0 WHERE id = ? AND attempt = ? AND owner = ? AND queue_id = ?'
 )
@@ -148,7 +149,7 @@ class SqliteDriver:
             touched.update(reached)  # woken for a delayed one too: the next due time changed
             results.append(len(reached))
         if rows:
-            connection.many(_INSERT, rows)
+            insert(connection, _INTO, rows)
         return results
 
     async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
@@ -283,11 +284,23 @@ class SqliteDriver:
 
 def acknowledge(connection: Connection, deliveries: Sequence[Delivery]) -> set[Receipt]:
     """Delete deliveries, each under its fence; returns the receipts of those that were still their holders'."""
-    by_owner: dict[int, list[int]] = defaultdict(list)
+    gone: set[Receipt] = set()
+    for owner, named in _by_owner(deliveries):
+        owned = connection.rows(_STILL_OWNED, (named, owner))[0][0]
+        connection.run(_ACK, (named, owner))
+        gone.update((row, owner) for row in json.loads(owned))
+    return gone
+
+
+def remove(connection: Connection, deliveries: Sequence[Delivery]) -> None:
+    """As `acknowledge`, where nobody asks which."""
+    for owner, named in _by_owner(deliveries):
+        connection.run(_ACK, (named, owner))
+
+
+def _by_owner(deliveries: Sequence[Delivery]) -> list[tuple[int, str]]:
+    rows: dict[int, list[int]] = defaultdict(list)
     for delivery in deliveries:
         row, owner = delivery.receipt
-        by_owner[owner].append(row)
-    gone: set[Receipt] = set()
-    for owner, ids in by_owner.items():
-        gone.update((row[0], owner) for row in connection.rows(_ACK, (json.dumps(ids), owner)))
-    return gone
+        rows[owner].append(row)
+    return [(owner, json.dumps(ids)) for owner, ids in rows.items()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .connect import Connection
-from .driver import SqliteDriver, acknowledge
+from .driver import SqliteDriver, remove
 from .keys import claim_keys, complete_keys, release_keys
 from .waking import until_found
 from .writer import Writer
@@ -67,7 +67,7 @@ class SqliteFusedDriver(SqliteDriver):
     async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
         def work(connection: Connection) -> list[bool]:
             done = complete_keys(connection, [(item.token, item.keep) for item in batch], self.now())
-            acknowledge(connection, [item.delivery for item, completed in zip(batch, done, strict=True) if completed])
+            remove(connection, [item.delivery for item, completed in zip(batch, done, strict=True) if completed])
             return done
 
         return await self.writer().call(work, durable=True)

@@ -3,7 +3,8 @@
     FREE(0) → CLAIMED(1, token, until_at = lease) → DONE(2, until_at = expiry)       failure: CLAIMED → FREE
     CLAIMED past its lease → CLAIMED under a new token; DONE past its expiry counts as not there
 
-A token is `<row>-<random>`: the row is found without an index of its own, and never held by a token of another claim.
+A token is `<row>-<secret>`. The secret is random and new for each call of `claim`, and a call claims a row once at
+most, so no two claims of a row share a token. The row is found by it without an index of its own.
 The renewal of a lease touches `until_at` alone; what acts under a token never reads it.
 """
 
@@ -17,8 +18,8 @@ from typing import Any
 
 from ...clock import Clock
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
-from .connect import Connection
-from .stamps import to_microseconds
+from .connect import Connection, insert
+from .stamps import FOREVER, to_microseconds
 from .writer import Writer
 
 FREE, CLAIMED, DONE = 0, 1, 2
@@ -29,17 +30,17 @@ _BUSY, _DONE, _CONFLICT = Busy(), Done(), Conflict()
 
 _LAST = 'SELECT coalesce(max(id), 0) FROM "easybus_key"'
 _FIND = 'SELECT key, id, digest, state, starts, replay, until_at FROM "easybus_key" WHERE queue = ? AND key IN (%s)'
-_ADD = (
-    'INSERT INTO "easybus_key" (id, queue, key, digest, token, state, starts, replay, until_at) '
-    "VALUES (?, ?, ?, ?, ?, 1, 1, ?, ?)"
-)
+_ADD = 'INSERT INTO "easybus_key" (id, queue, key, digest, token, state, starts, replay, until_at)'
+_UNLESS_KNOWN = " ON CONFLICT (queue, key) DO NOTHING"
 _TAKE = (  # inside the transaction that read the row
     'UPDATE "easybus_key" SET digest = ?, token = ?, state = 1, starts = ?, replay = ?, until_at = ? WHERE id = ?'
 )
 _COMPLETE = 'UPDATE "easybus_key" SET state = 2, starts = 0, until_at = ? WHERE id = ? AND token = ? AND state = 1'
-_COMPLETE_ALL = (  # the same for many at once; a token names its row, so the two lists need no pairing
-    'UPDATE "easybus_key" SET state = 2, starts = 0, until_at = ? WHERE state = 1 '
-    "AND id IN (SELECT value FROM json_each(?)) AND token IN (SELECT value FROM json_each(?)) RETURNING token"
+_HELD = (  # how many of these rows are claimed under this secret
+    'SELECT count(*) FROM "easybus_key" WHERE id IN (SELECT value FROM json_each(?)) AND token = ? AND state = 1'
+)
+_COMPLETE_HELD = (  # in the transaction that found all of them held
+    'UPDATE "easybus_key" SET state = 2, starts = 0, until_at = ? WHERE id IN (SELECT value FROM json_each(?))'
 )
 _RELEASE = 'UPDATE "easybus_key" SET state = 0, starts = 0, until_at = ? WHERE id = ? AND token = ? AND state = 1'
 _RENEW = 'UPDATE "easybus_key" SET until_at = ? WHERE id = ? AND token = ? AND state = 1'
@@ -99,53 +100,55 @@ class SqliteKeys:
         return await self._writer().call(lambda connection: connection.run(_PURGE, (self._now(), limit)))
 
 
-def row_of(token: str) -> tuple[int, str]:
-    """The row that a token names, and the token; row 0, which is none, for what is no token."""
-    number, _, _ = token.partition("-")
-    return (int(number) if number.isascii() and number.isdecimal() and len(number) < 19 else 0), token
+def row_of(token: str) -> tuple[int, int]:
+    """The row that a token names, and its secret; row 0, which is none, for what is no token."""
+    number, _, secret = token.partition("-")
+    if len(token) < 40 and token.isascii() and number.isdecimal() and secret.isdecimal():
+        row, hidden = int(number), int(secret)
+        if row <= FOREVER and hidden <= FOREVER:
+            return row, hidden
+    return 0, 0
 
 
 def claim_keys(connection: Connection, batch: Sequence[Claim], now: int) -> list[ClaimResult]:
     """Claim, in the writer's transaction, in which nobody else changes a row between the look and the write."""
+    secret = int.from_bytes(os.urandom(8), "big") >> 1
+    last: int = connection.rows(_LAST)[0][0]
+    rows = [
+        (row, claim.queue, claim.id, claim.digest, secret, CLAIMED, 1, claim.replay, now + to_microseconds(claim.lease))
+        for row, claim in enumerate(batch, last + 1)
+    ]
+    if insert(connection, _ADD, rows, _UNLESS_KNOWN) == len(batch):
+        return [Claimed(f"{row[0]}-{secret}", False, 1) for row in rows]
+    return _claim_known(connection, batch, now, secret, last)
+
+
+def _claim_known(connection: Connection, batch: Sequence[Claim], now: int, secret: int, last: int) -> list[ClaimResult]:
+    """As `claim_keys`, where some keys stood before; the rows above `last` were added for this very batch."""
     known = _find(connection, batch)
-    secrets = os.urandom(12 * len(batch)).hex()
-    added: list[tuple[Any, ...]] = []
-    taken: list[tuple[Any, ...]] = []
     held: dict[tuple[str, str], bytes] = {}  # claimed in this very batch
     results: list[ClaimResult] = []
-    last = connection.rows(_LAST)[0][0]
-    for at, claim in enumerate(batch):
+    for claim in batch:
         key = (claim.queue, claim.id)
         if key in held:
             results.append(_BUSY if held[key] == claim.digest else _CONFLICT)
             continue
-        until = now + to_microseconds(claim.lease)
-        secret = secrets[24 * at : 24 * at + 24]
-        found = known.get(key)
-        if found is None:
-            last += 1
-            token = f"{last}-{secret}"
-            added.append((last, claim.queue, claim.id, claim.digest, token, claim.replay, until))
-            held[key] = claim.digest
-            results.append(Claimed(token, False, 1))
-            continue
-        row, digest, state, starts, replay, until_at = found
+        row, digest, state, starts, replay, until_at = known[key]
         forgotten = state == DONE and until_at <= now
-        if digest != claim.digest and not forgotten:
+        if row > last:
+            held[key] = claim.digest
+            results.append(Claimed(f"{row}-{secret}", False, 1))
+        elif digest != claim.digest and not forgotten:
             results.append(_CONFLICT)
         elif state != FREE and until_at > now:
             results.append(_BUSY if state == CLAIMED else _DONE)
         else:
             again = claim.replay and claim.replay != replay
             starts = 1 if again or forgotten else starts + 1
-            token = f"{row}-{secret}"
-            taken.append((claim.digest, token, starts, claim.replay or replay, until, row))
+            until = now + to_microseconds(claim.lease)
+            connection.run(_TAKE, (claim.digest, secret, starts, claim.replay or replay, until, row))
             held[key] = claim.digest
-            results.append(Claimed(token, not forgotten, starts))
-    if added:
-        connection.many(_ADD, added)
-    if taken:
-        connection.many(_TAKE, taken)
+            results.append(Claimed(f"{row}-{secret}", not forgotten, starts))
     return results
 
 
@@ -171,19 +174,17 @@ def _padded(count: int) -> int:
 
 def complete_keys(connection: Connection, batch: Sequence[tuple[str, float]], now: int) -> list[bool]:
     """CLAIMED → DONE, each under its token, in the writer's transaction."""
-    by_keep: dict[float, list[str]] = defaultdict(list)
+    groups: dict[tuple[int, float], set[int]] = defaultdict(set)
     for token, keep in batch:
-        by_keep[keep].append(token)
-    done: set[str] = set()
-    for keep, tokens in by_keep.items():
-        rows = json.dumps([row_of(token)[0] for token in tokens])
-        until = now + to_microseconds(keep)
-        done.update(row[0] for row in connection.rows(_COMPLETE_ALL, (until, rows, json.dumps(tokens))))
-    results: list[bool] = []
-    for token, _ in batch:
-        results.append(token in done)
-        done.discard(token)  # a second completion in one batch finds the key done
-    return results
+        row, secret = row_of(token)
+        groups[secret, keep].add(row)
+    named = [(secret, keep, json.dumps([*rows])) for (secret, keep), rows in groups.items()]
+    if sum(connection.rows(_HELD, (rows, secret))[0][0] for secret, _, rows in named) == len(batch):
+        for _, keep, rows in named:
+            connection.run(_COMPLETE_HELD, (now + to_microseconds(keep), rows))
+        return [True] * len(batch)
+    # Some are not their holders', or there twice: which ones shows when they go one by one.
+    return [connection.run(_COMPLETE, (now + to_microseconds(keep), *row_of(token))) == 1 for token, keep in batch]
 
 
 def release_keys(connection: Connection, tokens: Sequence[str], now: int) -> list[bool]:

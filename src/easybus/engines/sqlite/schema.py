@@ -29,11 +29,11 @@ CREATE TABLE "easybus_binding" (
 CREATE TABLE "easybus_message" (
   id INTEGER PRIMARY KEY, queue_id INTEGER NOT NULL, visible_at INTEGER NOT NULL,
   attempt INTEGER NOT NULL DEFAULT 0, owner INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL);
-CREATE INDEX "easybus_message_due" ON "easybus_message" (queue_id, visible_at, id);
+CREATE INDEX "easybus_message_due" ON "easybus_message" (queue_id, visible_at);
 
 -- state: 0 free, 1 claimed, 2 done. until_at: when the lease ends, or when the row may be forgotten.
 CREATE TABLE "easybus_key" (
-  id INTEGER PRIMARY KEY, queue TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, token TEXT NOT NULL,
+  id INTEGER PRIMARY KEY, queue TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, token INTEGER NOT NULL,
   state INTEGER NOT NULL, starts INTEGER NOT NULL, replay TEXT NOT NULL, until_at INTEGER NOT NULL,
   UNIQUE (queue, key));
 CREATE INDEX "easybus_key_over" ON "easybus_key" (until_at) WHERE state <> 1;
