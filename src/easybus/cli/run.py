@@ -14,7 +14,7 @@ from ..clock import SystemClock
 from ..engines.registry import create
 from ..errors import EngineError
 from .loading import load_bus
-from .output import Failure, Misused, guarded, hidden, visible
+from .output import Failure, Misused, close_to, guarded, hidden, visible
 from .supervise import Supervisor, stop_with_parent
 from .target import AppArgument, FactoryOption
 
@@ -56,6 +56,12 @@ def run(
     bus = load_bus(app, factory=factory)
     if not bus.handlers:
         raise Failure(f"{app} handles nothing: include a router, or import the modules with its handlers")
+    handled = {each.queue for each in bus.handlers}
+    for queue in only or ():
+        if queue not in handled:
+            raise Failure(
+                f"{app} has no handler for queue {queue!r}; {close_to(queue, handled, 'queues with handlers')}"
+            )
     if workers > 1:
         _refuse_unshared(bus.url)
         Supervisor(_command(app, factory, only, concurrency), workers).run_or_exit()
@@ -65,7 +71,7 @@ def run(
     handler = logging.StreamHandler()
     handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])  # changes nothing where the app has set up its own
-    queues = sorted(set(only or [each.queue for each in bus.handlers]))
+    queues = sorted(set(only or handled))
     _LOGGER.info("handling %s of %s", ", ".join(queues), hidden(bus.url))
     asyncio.run(bus.run(only=only or (), concurrency=concurrency))
 

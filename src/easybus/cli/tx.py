@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -39,6 +39,9 @@ commands = typer.Typer(name="tx", help="Messages that wait for a transaction's o
 
 _LEASE = 60.0
 _ALL = 1_000_000
+
+_RowKey: TypeAlias = tuple[str, str]
+"""Transaction and id: ids alone are each database's own."""
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="The message's id, or an outbox transaction's.")]
 ServiceOption = Annotated[str | None, typer.Option("--service", help="Only of this service.")]
@@ -73,7 +76,7 @@ async def list_(
     async with opened(Target(app, factory, url, storage)) as at:
         halves, rows, parked_rows = await _find(at, service, _ALL if parked else limit + 1)
     if parked:
-        halves, rows = [half for half in halves if half.parked], [row for row in rows if row.id in parked_rows]
+        halves, rows = [half for half in halves if half.parked], [row for row in rows if _key(row) in parked_rows]
     if len(halves) > limit or len(rows) > limit:
         note(f"there are more than {limit} of a kind; --limit shows more")
     halves, rows = halves[:limit], rows[:limit]
@@ -99,7 +102,7 @@ async def list_(
             "outbox",
             None,
             row.publication.name,
-            "parked" if row.id in parked_rows else "relayed",
+            "parked" if _key(row) in parked_rows else "relayed",
             row.failures,
             ago(row.created),
             row.error,
@@ -196,16 +199,20 @@ async def discard(
         say(f"{waiting.id} is discarded")
 
 
-async def _find(at: Opened, service: str | None, limit: int) -> tuple[list[Half], list[OutboxRow], set[str]]:
-    """Halves, outbox rows, and the ids of those rows that are parked."""
+async def _find(at: Opened, service: str | None, limit: int) -> tuple[list[Half], list[OutboxRow], set[_RowKey]]:
+    """Halves, outbox rows, and the keys of those rows that are parked."""
     halves = await at.transactions.find(service, limit) if at.storages.transactions is not None else []
-    rows: dict[str, OutboxRow] = {}
-    parked: set[str] = set()
+    rows: dict[_RowKey, OutboxRow] = {}
+    parked: set[_RowKey] = set()
     for outbox in at.outboxes:
         refused = await outbox.find(service, parked=True, limit=_ALL)
-        parked |= {row.id for row in refused}
-        rows |= {row.id: row for row in (*refused, *await outbox.find(service, limit=limit))}
+        parked |= {_key(row) for row in refused}
+        rows |= {_key(row): row for row in (*refused, *await outbox.find(service, limit=limit))}
     return halves, sorted(rows.values(), key=lambda row: (row.created, row.position)), parked
+
+
+def _key(row: OutboxRow) -> _RowKey:
+    return row.transaction, row.id
 
 
 async def _one(at: Opened, id: str) -> _Waiting:
@@ -235,7 +242,8 @@ async def _publish_half(at: Opened, half: Half) -> None:
     publisher = Publisher(at.driver)
     await publisher.prepare()
     try:
-        await publisher.publish(publication_of(claimed))
+        if await publisher.publish(publication_of(claimed)) == 0:
+            note(f"no queue is bound to {half.topic} for this route key: the message is kept nowhere")
     except NotDeclared:
         topics = [name for name, _ in await at.driver.topics()]
         raise Failure(f"there is no topic {half.topic!r}; {close_to(half.topic, topics, 'topics')}") from None
@@ -289,7 +297,7 @@ def _half_fields(half: Half) -> dict[str, Any]:
     }
 
 
-def _row_fields(row: OutboxRow, parked: set[str]) -> dict[str, Any]:
+def _row_fields(row: OutboxRow, parked: set[_RowKey]) -> dict[str, Any]:
     message = _message(row.publication.body)
     return {
         "kind": "outbox",
@@ -299,7 +307,7 @@ def _row_fields(row: OutboxRow, parked: set[str]) -> dict[str, Any]:
         "topic" if row.publication.to_topic else "queue": row.publication.name,
         "message_id": row.publication.dedupe_id if message is None else message.id,
         "failures": row.failures,
-        "parked": row.id in parked,
+        "parked": _key(row) in parked,
         "created": row.created,
         "error": row.error,
         "route_key": row.publication.route_key,

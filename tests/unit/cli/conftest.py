@@ -40,11 +40,12 @@ class Done:
 
 
 class Shell:
-    """A working directory with `shop.db`, and the command line in it."""
+    """A working directory with a database, and the command line in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = "shop.db") -> None:
         self.folder = folder
-        self.url = f"sqlite:///{folder}/shop.db"
+        self.file = folder / database
+        self.url = f"sqlite:///{self.file}"
 
     def run(self, *words: str, input: str | None = None, url: bool = True) -> Done:
         """In this process: as fast as a call."""

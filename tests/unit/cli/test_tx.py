@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import apsw
 
 from easybus.engines.contract import Engine, Half, Publication
@@ -82,13 +84,13 @@ def test_a_wrong_id_is_answered_with_close_ones(shell: Shell) -> None:
     assert wrong.err.endswith("easybus: no half or outbox transaction has the id order-71; did you mean order-17?\n")
 
 
-def write_outbox(shell: Shell, *ids: str, park: bool) -> None:
+def write_outbox(shell: Shell, *ids: str, park: bool = False) -> None:
     """One transaction's rows, committed; refused for good if `park`."""
 
     async def work(engine: Engine) -> None:
         assert engine.outbox is not None
         batch = [Publication(False, "emails", Message(id=one, payload=b"{}").to_bytes(), dedupe_id=one) for one in ids]
-        connection = apsw.Connection(str(shell.folder / "shop.db"))
+        connection = apsw.Connection(str(shell.file))
         with connection:
             for statement, parameters in engine.outbox.statements("shop", batch):
                 connection.execute(statement, parameters)
@@ -130,3 +132,16 @@ def test_what_is_being_relayed_is_left_alone(shell: Shell) -> None:
         assert refused.code == 1
         assert "not parked" in refused.err
     assert outbox(shell) == [("m1", False)]
+
+
+def test_the_outboxes_of_an_apps_further_databases_are_looked_at_too(shell: Shell, tmp_path: Path) -> None:
+    write_outbox(shell, "m1", park=True)
+    other = Shell(tmp_path, "other.db")
+    write_outbox(other, "m2", park=False)
+    (tmp_path / "shop.py").write_text(
+        'from easybus import Bus\nbus = Bus("sqlite:///shop.db", databases=["sqlite:///other.db"])\n'
+    )
+    listed = shell.process("tx", "list", "--app", "shop:bus", "--json").json
+    assert [(each["message_id"], each["parked"]) for each in listed] == [("m1", True), ("m2", False)]
+    assert shell.process("tx", "discard", "m1", "--yes", "--app", "shop:bus").code == 0
+    assert outbox(other) == [("m2", False)]
