@@ -173,43 +173,43 @@ def test_an_app_is_found_by_its_name_or_answered_with_close_ones(app: Shell) -> 
         "shop:create_bus": "add --factory",
     }
     for name, says in cases.items():
-        wrong = app.process("declare", name)
+        wrong = app.run("declare", name, url=False)
         assert wrong.code == 1
         assert says in wrong.err
         assert "Traceback" not in wrong.err
-    broken = app.process("declare", "shop:broken", "--factory")
+    broken = app.run("declare", "shop:broken", "--factory", url=False)
     assert broken.code == 1
     assert "RuntimeError: no configuration" in broken.err
     assert "shop.py:" in broken.err
     for name in ("shop", "shop:", ":bus"):
-        assert app.process("declare", name).code == 2
-    assert app.process("declare").code == 2
+        assert app.run("declare", name, url=False).code == 2
+    assert app.run("declare", url=False).code == 2
 
 
 def test_a_module_that_cannot_be_imported_is_told_with_its_line(app: Shell) -> None:
     (app.folder / "broken.py").write_text("x = 1\ny = z\n")
-    wrong = app.process("run", "broken:bus")
+    wrong = app.run("run", "broken:bus", url=False)
     assert wrong.code == 1
     assert "NameError: name 'z' is not defined" in wrong.err
     assert "broken.py:2" in wrong.err
     (app.folder / "needy.py").write_text("import no_such_package\n")
-    wrong = app.process("run", "needy:bus")
+    wrong = app.run("run", "needy:bus", url=False)
     assert "needs 'no_such_package', which is not installed" in wrong.err
 
 
 def test_declare_creates_everything_and_twice_is_harmless(app: Shell) -> None:
     for _ in range(2):
-        done = app.process("declare", "shop:create_bus", "--factory", "--json")
+        done = app.run("declare", "shop:create_bus", "--factory", "--json", url=False)
         assert done.json == {"topics": ["orders"], "queues": ["emails", "other", "totals"]}
     bindings = {each["topic"]: each["bindings"] for each in app.run("topics", "--json").json}
     assert {"queue": "totals", "route_key": "#"} in bindings["orders"]
 
 
 def test_operators_commands_take_the_apps_url(app: Shell) -> None:
-    assert app.process("declare", "shop:bus").code == 0
-    done = app.process("queues", "--json", EASYBUS_APP="shop:bus")
+    assert app.run("declare", "shop:bus", url=False).code == 0
+    done = app.run("queues", "--json", EASYBUS_APP="shop:bus", url=False)
     assert "totals" in [each["queue"] for each in done.json]
-    assert app.process("dead", "list", "--app", "shop:bus", "--json").json == []
+    assert app.run("dead", "list", "--app", "shop:bus", "--json", url=False).json == []
 
 
 def test_a_payload_is_checked_before_anything_is_sent(app: Shell) -> None:
@@ -226,7 +226,7 @@ def test_a_payload_is_checked_before_anything_is_sent(app: Shell) -> None:
         (("orders", "{}"), 2, "EASYBUS_APP"),
     ]
     for words, code, says in refused:
-        done = app.process("send", *words)
+        done = app.run("send", *words, url=False)
         assert (done.code, done.out) == (code, ""), words
         assert says in done.err, words
     assert all(each["ready"] == each["delayed"] == 0 for each in app.run("queues", "--json").json)
@@ -246,7 +246,7 @@ def test_send_carries_type_route_key_headers_and_delay(app: Shell) -> None:
         "1h",
         "--json",
     ]
-    sent = app.process("send", *words, EASYBUS_APP="shop:bus").json
+    sent = app.run("send", *words, EASYBUS_APP="shop:bus", url=False).json
     assert (sent["route_key"], sent["headers"]) == ("paid.eu", {"trace": "x=1", "type": "Paid"})
 
     async def waiting(engine: Engine) -> int | None:
@@ -258,14 +258,14 @@ def test_send_carries_type_route_key_headers_and_delay(app: Shell) -> None:
 
 def test_an_app_without_handlers_is_not_run(app: Shell) -> None:
     (app.folder / "idle.py").write_text('from easybus.bus import Bus\nbus = Bus("sqlite:///shop.db")\n')
-    done = app.process("run", "idle:bus")
+    done = app.run("run", "idle:bus", url=False)
     assert done.code == 1
     assert "handles nothing" in done.err
 
 
 def test_workers_are_refused_where_they_would_share_nothing(app: Shell) -> None:
     (app.folder / "alone.py").write_text(APP.replace("sqlite:///shop.db", "memory://"))
-    done = app.process("run", "alone:bus", "--workers", "2")
+    done = app.run("run", "alone:bus", "--workers", "2", url=False)
     assert done.code == 1
     assert "lives in one process" in done.err
 
