@@ -174,17 +174,21 @@ def _padded(count: int) -> int:
 
 def complete_keys(connection: Connection, batch: Sequence[tuple[str, float]], now: int) -> list[bool]:
     """CLAIMED → DONE, each under its token, in the writer's transaction."""
-    groups: dict[tuple[int, float], set[int]] = defaultdict(set)
-    for token, keep in batch:
-        row, secret = row_of(token)
-        groups[secret, keep].add(row)
-    named = [(secret, keep, json.dumps([*rows])) for (secret, keep), rows in groups.items()]
-    if sum(connection.rows(_HELD, (rows, secret))[0][0] for secret, _, rows in named) == len(batch):
-        for _, keep, rows in named:
-            connection.run(_COMPLETE_HELD, (now + to_microseconds(keep), rows))
-        return [True] * len(batch)
+    groups: dict[tuple[int, float], list[int]] = defaultdict(list)
+    held = [row_of(token) for token, _ in batch]
+    if len({row for row, _ in held}) == len(batch):
+        for (row, secret), (_, keep) in zip(held, batch, strict=True):
+            groups[secret, keep].append(row)
+        named = [(secret, keep, json.dumps(rows)) for (secret, keep), rows in groups.items()]
+        if sum(connection.rows(_HELD, (rows, secret))[0][0] for secret, _, rows in named) == len(batch):
+            for _, keep, rows in named:
+                connection.run(_COMPLETE_HELD, (now + to_microseconds(keep), rows))
+            return [True] * len(batch)
     # Some are not their holders', or there twice: which ones shows when they go one by one.
-    return [connection.run(_COMPLETE, (now + to_microseconds(keep), *row_of(token))) == 1 for token, keep in batch]
+    return [
+        connection.run(_COMPLETE, (now + to_microseconds(keep), *one)) == 1
+        for one, (_, keep) in zip(held, batch, strict=True)
+    ]
 
 
 def release_keys(connection: Connection, tokens: Sequence[str], now: int) -> list[bool]:
