@@ -43,6 +43,7 @@ FLOOR_OF = {
     "router": "declaring",
     "bus": "bus",
     "outgoing": "declaring",
+    "declaring": "bus",
     "bound": "bus",
     "opened": "bus",
     "running": "bus",

@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
-from .bound import BusQueue, BusTopic, contract_of
+from .bound import contract_of
 from .clock import Clock, SystemClock
+from .declaring import Declaring
 from .engines.contract import (
     DeadLetterStorage,
     Driver,
@@ -32,8 +33,7 @@ from .opened import Opened
 from .outgoing import SendOptions, message_of, publication_of, publications_of
 from .receiving.invoke import Middleware, Provided
 from .receiving.retry import DEFAULT, Retrying
-from .router import Router
-from .running import Running
+from .running import Running, Signals
 from .sending.outbox import write as write_outbox
 from .topic import Queue, Topic
 
@@ -46,7 +46,7 @@ __all__ = ["Bus"]
 T = TypeVar("T")
 
 
-class Bus(Router):
+class Bus(Declaring):
     """One service's bus."""
 
     def __init__(
@@ -87,7 +87,6 @@ class Bus(Router):
         self.dead_letters_go = dead_letters
         self.unrouted: Counter[tuple[str, str]] = Counter()
         """Topic sends that no queue matched, by topic and route key."""
-        self.provided: dict[Any, Provided] = {}
         self._url = url
         self._storage_url = storage
         self._clock: Clock = SystemClock()
@@ -96,50 +95,6 @@ class Bus(Router):
         self._running: Running | None = None
         self._blocking: BlockingBus | None = None
         self._require_default = False
-
-    # ---------------------------------------------------------------------------------------------- declarations
-
-    @overload
-    def topic(self, name: str, /, **options: Any) -> BusTopic[Any]: ...
-    @overload
-    def topic(self, name: str, type: type[T], /, **options: Any) -> BusTopic[T]: ...
-    @overload
-    def topic(self, name: str, /, *types: type[Any], **options: Any) -> BusTopic[Any]: ...
-    def topic(self, name: str, /, *types: Any, **options: Any) -> BusTopic[Any]:
-        """Declare a topic and bind it to this bus, in one line; see `Topic`."""
-        contract: Topic[Any] = Topic(name, *types, **options)
-        return self.bind(contract)
-
-    @overload
-    def queue(self, name: str, /, **options: Any) -> BusQueue[Any]: ...
-    @overload
-    def queue(self, name: str, type: type[T], /, **options: Any) -> BusQueue[T]: ...
-    @overload
-    def queue(self, name: str, /, *types: type[Any], **options: Any) -> BusQueue[Any]: ...
-    def queue(self, name: str, /, *types: Any, **options: Any) -> BusQueue[Any]:
-        """Declare a queue and bind it to this bus, in one line; see `Queue`."""
-        contract: Queue[Any] = Queue(name, *types, **options)
-        return self.bind(contract)
-
-    @overload
-    def bind(self, contract: Topic[T], /) -> BusTopic[T]: ...
-    @overload
-    def bind(self, contract: Queue[T], /) -> BusQueue[T]: ...
-    def bind(self, contract: Topic[T] | Queue[T], /) -> BusTopic[T] | BusQueue[T]:
-        """A contract's topic or queue, on this bus."""
-        self._know(contract)
-        return BusQueue(self, contract) if isinstance(contract, Queue) else BusTopic(self, contract)
-
-    def provide(
-        self, type: type[T], factory: Callable[..., Any], *, per: Literal["process", "message"] = "process"
-    ) -> None:
-        """Handlers may ask for a `type`, by annotation. `factory` is called once a process, or once a message; what
-        it returns (or yields, as a generator or context manager) is the value."""
-        if per not in ("process", "message"):
-            raise ConfigurationError(f"per={per!r}; it is 'process' or 'message'")
-        if not callable(factory):
-            raise ConfigurationError(f"provide({type.__name__}, ...) takes a function that makes one, not {factory!r}")
-        self.provided[type] = Provided(factory, per)
 
     # ------------------------------------------------------------------------------------------- opening, running
 
@@ -218,10 +173,12 @@ class Bus(Router):
         self, *, only: Iterable[str] = (), concurrency: int | None = None, grace: float | None = 30.0
     ) -> None:
         """Handle messages until SIGTERM or SIGINT; see `handling`. A second signal ends the grace time at once."""
-        from .running import until_signalled
-
-        async with self.handling(only=only, concurrency=concurrency, grace=grace):
-            await until_signalled(self._logger, lambda: self._running)
+        signals = Signals(self._logger)
+        try:
+            async with self.handling(only=only, concurrency=concurrency, grace=grace):
+                await signals.wait(self._running)
+        finally:
+            signals.close()
 
     @property
     def blocking(self) -> BlockingBus:
@@ -277,7 +234,7 @@ class Bus(Router):
         """Send one value to a topic or queue; see `BusTopic.send`."""
         contract, opened = contract_of(target), self._here()
         if contract.key not in opened.declared:
-            await self._declare(opened, contract)
+            await self._declare(opened, contract, within)
         if require:
             self._check_require()
         now, otherwise = self._clock.time(), self._require_default
@@ -285,6 +242,7 @@ class Bus(Router):
         if within is not None:
             write_outbox(within, opened.outboxes, self.service, [publication], opened.wake_relays)
             return message
+        opened.refuse_inside_transaction(opened.engine)
         try:
             reached = await opened.publisher.publish(publication)
         except Unavailable as error:
@@ -302,11 +260,12 @@ class Bus(Router):
         """Send values to a topic or queue, in their order; see `BusTopic.send_many`."""
         contract, opened = contract_of(target), self._here()
         if contract.key not in opened.declared:
-            await self._declare(opened, contract)
+            await self._declare(opened, contract, within)
         messages, publications = self._publications(contract, values, require)
         if within is not None:
             write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
             return messages
+        opened.refuse_inside_transaction(opened.engine)
         futures = [opened.publisher.publish(publication) for publication in publications]
         results = await asyncio.gather(*futures, return_exceptions=True)
         failed = [message for message, one in zip(messages, results, strict=True) if isinstance(one, BaseException)]
@@ -327,13 +286,17 @@ class Bus(Router):
             raise NotSupported(
                 f"{opened.storage.url} keeps no halves: give the bus a storage: Bus(url, storage='sqlite:///shop.db')"
             )
+        opened.refuse_inside_transaction(opened.engine, opened.storage)
         return opened.checkback.transaction(contract.name, message_of(contract, value, SendOptions(**options)), delay)
 
     def write_within(
         self, opened: Opened, target: Any, values: Sequence[Any], within: object, require: bool | None = None
     ) -> list[Message]:
         """Write messages into a caller's transaction, on the caller's thread."""
-        messages, publications = self._publications(contract_of(target), values, require)
+        contract = contract_of(target)
+        if contract.key not in opened.declared:
+            raise _undeclared(contract)
+        messages, publications = self._publications(contract, values, require)
         write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
         return messages
 
@@ -385,7 +348,9 @@ class Bus(Router):
 
     # ------------------------------------------------------------------------------------------------------ inside
 
-    async def _declare(self, opened: Opened, contract: Topic[Any] | Queue[Any]) -> None:
+    async def _declare(self, opened: Opened, contract: Topic[Any] | Queue[Any], within: object) -> None:
+        if within is not None or opened.engine.inside_transaction:
+            raise _undeclared(contract)
         self._know(contract)
         await opened.declare()
 
@@ -420,3 +385,11 @@ class Bus(Router):
                 f"{opened.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
                 "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
             )
+
+
+def _undeclared(contract: Topic[Any] | Queue[Any]) -> ConfigurationError:
+    # Declaring writes to the database that the transaction may hold: it would wait for itself.
+    return ConfigurationError(
+        f"{contract!r} is not declared yet, and cannot be from inside a transaction; make it known before the bus is "
+        f"opened: bus.bind({contract!r})"
+    )

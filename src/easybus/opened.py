@@ -87,6 +87,15 @@ class Opened:
         self._declaring = asyncio.Lock()
         self.pid = os.getpid()
 
+    def refuse_inside_transaction(self, *engines: Engine) -> None:
+        """Raises `ConfigurationError` where a write to one of these would wait for the end of the caller's own
+        transaction, and so for itself."""
+        if any(engine.inside_transaction for engine in engines):
+            raise ConfigurationError(
+                "a plain send inside a transaction on the same database would wait for its end, and so for itself; let "
+                "it ride in the transaction: await topic.send(value, within=connection)"
+            )
+
     @property
     def outboxes(self) -> list[OutboxStorage]:
         """Where callers' transactions may write messages, and where relays look."""

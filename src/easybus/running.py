@@ -26,8 +26,9 @@ from .router import HandlerDefinition
 if TYPE_CHECKING:
     from .bus import Bus
 
-__all__ = ["Running", "until_signalled"]
+__all__ = ["Running", "Signals"]
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PURGE_EVERY = 60.0
 _PURGE_AT_ONCE = 1000
 
@@ -188,21 +189,32 @@ def _by_queue(definitions: list[HandlerDefinition]) -> dict[str, list[HandlerDef
     return queues
 
 
-async def until_signalled(logger: logging.Logger, running: Callable[[], Running | None]) -> None:
-    """Return at the first SIGTERM or SIGINT; a second one ends the grace time."""
-    loop = asyncio.get_running_loop()
-    first: asyncio.Future[None] = loop.create_future()
-    current = running()
+class Signals:
+    """SIGTERM and SIGINT, from before the bus opens until it is closed: the first stops, a second ends the grace."""
 
-    def signalled(name: str) -> None:
-        if first.done():
-            logger.warning("%s again: handlers are cancelled, their messages go back", name)
-            if current is not None:
-                current.hurry()
-        else:
-            logger.info("%s: finishing what is in hand", name)
-            first.set_result(None)
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._loop = asyncio.get_running_loop()
+        self._first: asyncio.Future[None] = self._loop.create_future()
+        self._running: Running | None = None
+        for sign in _SIGNALS:
+            self._loop.add_signal_handler(sign, self._signalled, sign.name)
 
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, signalled, sign.name)
-    await first
+    async def wait(self, running: Running | None) -> None:
+        """Return at the first signal, at once if it has come; `running` is what a second one hurries."""
+        self._running = running
+        await self._first
+
+    def close(self) -> None:
+        """Signals do again what they did."""
+        for sign in _SIGNALS:
+            self._loop.remove_signal_handler(sign)
+
+    def _signalled(self, name: str) -> None:
+        if not self._first.done():
+            self._logger.info("%s: finishing what is in hand", name)
+            self._first.set_result(None)
+            return
+        self._logger.warning("%s again: handlers are cancelled, their messages go back", name)
+        if self._running is not None:
+            self._running.hurry()

@@ -530,6 +530,12 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def inside_transaction(self) -> bool:
+        """Whether the running code lies inside a `transaction` that this engine's own writes would wait for the end
+        of: a plain send there would wait for itself, so the bus refuses it."""
+        ...
+
     async def open(self) -> None:
         """Connect. Raises `Unavailable`, `Refused`, `ConfigurationError`. Opening again after `close` works."""
         ...
