@@ -57,6 +57,8 @@ class Receiver:
         self._ready: deque[tuple[Taken, float]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._waking = False
+        """A worker was woken, and has not looked yet: it will see what is ready, and wake the next if there is more."""
         self._at_work = 0
         self._slot_free: asyncio.Future[None] | None = None
         self._stopping = False
@@ -70,7 +72,7 @@ class Receiver:
         """Begin to fetch and handle. Starting again after a stop works."""
         if self._loops:
             return
-        self._stopping = False
+        self._stopping = self._waking = False
         loop = asyncio.get_running_loop()
         self._fetching = loop.create_task(self._guarded(self._fetch), name=f"easybus fetch {self.queue}")
         self._loops = [self._fetching, loop.create_task(self._guarded(self._renew), name=f"easybus renew {self.queue}")]
@@ -187,12 +189,16 @@ class Receiver:
 
     def _wake_worker(self) -> None:
         """One more worker looks at what is ready; it wakes the next if it does not get through alone."""
+        if self._waking:
+            return
         while self._idle:
             future = self._idle.popleft()
             if not future.done():
                 future.set_result(None)
+                self._waking = True
                 return
         if len(self._workers) < self._options.concurrency:
+            self._waking = True
             task = asyncio.get_running_loop().create_task(self._guarded(self._work), name=f"easybus {self.queue}")
             self._workers.add(task)
             task.add_done_callback(self._workers.discard)
@@ -206,6 +212,7 @@ class Receiver:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         ready, handle = self._ready, self._pipeline.handle
+        self._waking = False
         while True:
             if not ready:
                 self._wake_fetch()  # a slot is free
@@ -214,6 +221,7 @@ class Receiver:
                 future = loop.create_future()
                 self._idle.append(future)
                 await future
+                self._waking = False
                 continue
             taken, until = ready.popleft()
             self._at_work += 1
