@@ -7,11 +7,10 @@ every fetch, so what was delivered again in the meantime is left alone, even whe
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeAlias
 
 from ...clock import Clock
@@ -155,8 +154,8 @@ class SqliteDriver:
     async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
         writer = self.writer()
 
-        def attempt() -> asyncio.Future[tuple[list[Delivery], float]]:
-            return writer.call(
+        def attempt() -> Coroutine[Any, Any, tuple[list[Delivery], float]]:
+            return writer.take(
                 lambda connection: (self.own(writer, connection, queue, limit, lease), 0.0),
                 peek=lambda connection: self.look(writer, connection, queue),
                 undo=lambda result: self.give_back(writer, queue, result[0]),

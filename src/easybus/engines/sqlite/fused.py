@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
@@ -27,8 +26,8 @@ class SqliteFusedDriver(SqliteDriver):
     ) -> list[Taken]:
         writer = self.writer()
 
-        def attempt() -> asyncio.Future[tuple[list[Taken], float]]:
-            return writer.call(
+        def attempt() -> Coroutine[Any, Any, tuple[list[Taken], float]]:
+            return writer.take(
                 lambda connection: (self._take(writer, connection, queue, limit, lease, parse), 0.0),
                 durable=True,
                 peek=lambda connection: self.look(writer, connection, queue),

@@ -69,7 +69,7 @@ class SqliteKeys:
             if tokens:
                 writer.later(lambda connection: release_keys(connection, tokens, self._now()), durable=True)
 
-        return await writer.call(lambda connection: claim_keys(connection, batch, self._now()), durable=True, undo=undo)
+        return await writer.take(lambda connection: claim_keys(connection, batch, self._now()), undo, durable=True)
 
     async def renew(self, tokens: Sequence[str], lease: float) -> list[bool]:
         def work(connection: Connection) -> list[bool]:

@@ -87,11 +87,28 @@ class Writer:
         *,
         durable: bool = False,
         peek: Work[Any] | None = None,
-        undo: Callable[[T], Any] | None = None,
     ) -> asyncio.Future[T]:
-        """Run `work` in a transaction. `peek` runs before it, outside: what it returns is the answer, unless `WRITE`.
-        `undo` is given a result that nobody waits for any more."""
-        return self._put(Job(work, durable=durable, peek=peek, undo=undo))
+        """Run `work` in a transaction.
+
+        `peek` runs before it, outside: what it returns is the answer, but for `WRITE`.
+        """
+        return self._put(Job(work, durable=durable, peek=peek))
+
+    async def take(
+        self, work: Work[T], undo: Callable[[T], Any], *, durable: bool = False, peek: Work[Any] | None = None
+    ) -> T:
+        """As `call`; where the caller is cancelled, `undo` is given the result that nobody gets."""
+        return await self._or_undone(Job(work, durable=durable, peek=peek, undo=undo), undo)
+
+    async def _or_undone(self, job: Job[T], undo: Callable[[T], Any]) -> T:
+        future = self._put(job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Cancelled between the arrival of the result and the task's next step; before that, the job undoes.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                undo(future.result())
+            raise
 
     def later(self, work: Work[Any], *, durable: bool = False) -> None:
         """Run `work`, of which nobody awaits the end; never, if the writer has stopped."""
@@ -102,9 +119,9 @@ class Writer:
         """Run `peek` outside of a transaction."""
         return self._put(Job(peek=peek))
 
-    def begin(self) -> asyncio.Future[Guest]:
+    async def begin(self) -> Guest:
         """Begin a guest's transaction when it is its turn."""
-        return self._put(Job(control=self._begin_guest, undo=self._abandon))
+        return await self._or_undone(Job(control=self._begin_guest, undo=self._abandon), self._abandon)
 
     def _abandon(self, guest: Guest) -> None:
         self._queue.put(Job(control=lambda: self._end_guest(guest, False)))

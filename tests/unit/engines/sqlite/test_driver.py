@@ -155,11 +155,13 @@ async def test_extending_keeps_a_delivery_past_its_first_lease(engine: SqliteEng
 
 async def test_a_cancelled_fetch_gives_back_what_it_had_taken(engine: SqliteEngine) -> None:
     await engine.driver.declare([DeclareQueue("q")])
-    for _ in range(20):
+    for at in range(40):
         await engine.driver.publish([to_queue(b"1")])
         fetch = asyncio.create_task(engine.driver.fetch("q", 1, 5, 3600))
         await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        time.sleep(at % 4 * 0.0005)  # the thread goes on: nothing yet, under way, arrived, or handed over
+        for _ in range(at % 3):
+            await asyncio.sleep(0)
         fetch.cancel()
         await asyncio.wait([fetch])
         (delivery,) = await engine.driver.fetch("q", 1, 2, 30) if fetch.cancelled() else fetch.result()

@@ -108,9 +108,9 @@ async def test_a_commit_by_the_handler_itself_is_an_error_that_says_so(ready: Sq
 async def test_cancelled_while_waiting_for_its_turn_it_gives_the_turn_back(ready: SqliteEngine, library: str) -> None:
     async def transact() -> None:
         async with ready.transaction(kind_of(library)):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.001)
 
-    for ticks in range(6):
+    for ticks in range(30):
         tasks = [asyncio.create_task(transact()) for _ in range(3)]
         for _ in range(ticks):
             await asyncio.sleep(0)
