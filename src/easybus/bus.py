@@ -29,7 +29,7 @@ from .engines.contract import (
 )
 from .errors import ConfigurationError, NotOpen, NotSupported, SendError, Unavailable, Unroutable
 from .message import Message
-from .opened import Opened
+from .opened import Opened, undeclared
 from .outgoing import SendOptions, message_of, publication_of, publications_of
 from .receiving.invoke import Middleware, Provided
 from .receiving.retry import DEFAULT, Retrying
@@ -130,7 +130,7 @@ class Bus(Declaring):
         if self._opened is not None:
             raise NotOpen("the bus is open already: use it inside its one `async with bus:`")
         opened = Opened(self, self.url, self._storage_url, self._clock, self._logger)
-        self._check(opened)
+        opened.check()
         await opened.open()
         self._opened = opened
         return self
@@ -242,7 +242,7 @@ class Bus(Declaring):
         if within is not None:
             write_outbox(within, opened.outboxes, self.service, [publication], opened.wake_relays)
             return message
-        opened.refuse_inside_transaction(opened.engine)
+        opened.refuse_inside_transaction()
         try:
             reached = await opened.publisher.publish(publication)
         except Unavailable as error:
@@ -265,7 +265,7 @@ class Bus(Declaring):
         if within is not None:
             write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
             return messages
-        opened.refuse_inside_transaction(opened.engine)
+        opened.refuse_inside_transaction()
         futures = [opened.publisher.publish(publication) for publication in publications]
         results = await asyncio.gather(*futures, return_exceptions=True)
         failed = [message for message, one in zip(messages, results, strict=True) if isinstance(one, BaseException)]
@@ -286,7 +286,7 @@ class Bus(Declaring):
             raise NotSupported(
                 f"{opened.storage.url} keeps no halves: give the bus a storage: Bus(url, storage='sqlite:///shop.db')"
             )
-        opened.refuse_inside_transaction(opened.engine, opened.storage)
+        opened.refuse_inside_transaction(halves=True)
         return opened.checkback.transaction(contract.name, message_of(contract, value, SendOptions(**options)), delay)
 
     def write_within(
@@ -295,7 +295,7 @@ class Bus(Declaring):
         """Write messages into a caller's transaction, on the caller's thread."""
         contract = contract_of(target)
         if contract.key not in opened.declared:
-            raise _undeclared(contract)
+            raise undeclared(contract)
         messages, publications = self._publications(contract, values, require)
         write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
         return messages
@@ -349,8 +349,8 @@ class Bus(Declaring):
     # ------------------------------------------------------------------------------------------------------ inside
 
     async def _declare(self, opened: Opened, contract: Topic[Any] | Queue[Any], within: object) -> None:
-        if within is not None or opened.engine.inside_transaction:
-            raise _undeclared(contract)
+        if within is not None or opened.inside_transaction:
+            raise undeclared(contract)
         self._know(contract)
         await opened.declare()
 
@@ -371,25 +371,3 @@ class Bus(Declaring):
                 "use bus.blocking from threads"
             )
         return opened
-
-    def _check(self, opened: Opened) -> None:
-        """What cannot work is said before anything is connected."""
-        if self.handlers and self.dead_letters_go == "storage" and opened.storage.dead_letters is None:
-            raise NotSupported(
-                f"{opened.storage.url} keeps no dead letters; write Bus(url, storage='sqlite:///shop.db'), or keep "
-                "them in queues: Bus(url, dead_letters='queue')"
-            )
-        wants_keys = any(handler.settings.get("dedupe", self.dedupe) is not None for handler in self.handlers)
-        if wants_keys and opened.storage.idempotency is None:
-            raise NotSupported(
-                f"{opened.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
-                "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
-            )
-
-
-def _undeclared(contract: Topic[Any] | Queue[Any]) -> ConfigurationError:
-    # Declaring writes to the database that the transaction may hold: it would wait for itself.
-    return ConfigurationError(
-        f"{contract!r} is not declared yet, and cannot be from inside a transaction; make it known before the bus is "
-        f"opened: bus.bind({contract!r})"
-    )

@@ -26,6 +26,7 @@ from .engines.contract import (
     DeclareTopic,
     Driver,
     Engine,
+    ExclusiveEngine,
     FusedDriver,
     OutboxStorage,
 )
@@ -39,7 +40,7 @@ from .topic import Queue, Topic
 if TYPE_CHECKING:
     from .bus import Bus
 
-__all__ = ["Letters", "Opened"]
+__all__ = ["Letters", "Opened", "undeclared"]
 
 
 class Letters:
@@ -73,6 +74,8 @@ class Opened:
         if self.engine.driver is None:
             raise ConfigurationError(f"{self.engine.url} holds no queues; it can be a storage: Bus(url, storage=...)")
         self.driver: Driver = self.engine.driver
+        self._exclusive = _exclusive(self.engine)
+        self._exclusive_storage = _exclusive(self.storage)
         self.fused = same and isinstance(self.driver, FusedDriver)
         self.publisher = Publisher(self.driver, clock, logger)
         self.wake_replays: Callable[[str], None] = lambda _: None
@@ -87,10 +90,29 @@ class Opened:
         self._declaring = asyncio.Lock()
         self.pid = os.getpid()
 
-    def refuse_inside_transaction(self, *engines: Engine) -> None:
-        """Raises `ConfigurationError` where a write to one of these would wait for the end of the caller's own
-        transaction, and so for itself."""
-        if any(engine.inside_transaction for engine in engines):
+    def check(self) -> None:
+        """What cannot work is said before anything is connected."""
+        if self._bus.handlers and self._bus.dead_letters_go == "storage" and self.storage.dead_letters is None:
+            raise NotSupported(
+                f"{self.storage.url} keeps no dead letters; write Bus(url, storage='sqlite:///shop.db'), or keep "
+                "them in queues: Bus(url, dead_letters='queue')"
+            )
+        wants_keys = any(handler.settings.get("dedupe", self._bus.dedupe) is not None for handler in self._bus.handlers)
+        if wants_keys and self.storage.idempotency is None:
+            raise NotSupported(
+                f"{self.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
+                "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
+            )
+
+    @property
+    def inside_transaction(self) -> bool:
+        """Whether the running code lies inside a handler's transaction that a plain send would wait for."""
+        return any(engine.inside_transaction for engine in self._exclusive)
+
+    def refuse_inside_transaction(self, *, halves: bool = False) -> None:
+        """Raises `ConfigurationError` where a send (`halves`: the storing of a half) would wait for the end of the
+        caller's own transaction, and so for itself."""
+        if self.inside_transaction or (halves and any(engine.inside_transaction for engine in self._exclusive_storage)):
             raise ConfigurationError(
                 "a plain send inside a transaction on the same database would wait for its end, and so for itself; let "
                 "it ride in the transaction: await topic.send(value, within=connection)"
@@ -231,3 +253,15 @@ def _answer(function: Callable[..., Any], target: Topic[Any] | Queue[Any]) -> Ca
         return result
 
     return answer
+
+
+def _exclusive(engine: Engine) -> list[ExclusiveEngine]:
+    return [engine] if isinstance(engine, ExclusiveEngine) else []
+
+
+def undeclared(contract: Topic[Any] | Queue[Any]) -> ConfigurationError:
+    """The error for a first send inside a transaction: declaring writes to the database that the transaction holds."""
+    return ConfigurationError(
+        f"{contract!r} is not declared yet, and cannot be from inside a transaction; make it known before the bus is "
+        f"opened: bus.bind({contract!r})"
+    )

@@ -530,16 +530,21 @@ class Engine(Protocol):
         """
         ...
 
-    @property
-    def inside_transaction(self) -> bool:
-        """Whether the running code lies inside a `transaction` that this engine's own writes would wait for the end
-        of: a plain send there would wait for itself, so the bus refuses it."""
-        ...
-
     async def open(self) -> None:
         """Connect. Raises `Unavailable`, `Refused`, `ConfigurationError`. Opening again after `close` works."""
         ...
 
     async def close(self) -> None:
         """Disconnect. Confirmed work stays; twice is a no-op."""
+        ...
+
+
+@runtime_checkable
+class ExclusiveEngine(Protocol):
+    """An engine whose own writes wait for the end of an open `transaction`, as where a file has one writer."""
+
+    @property
+    def inside_transaction(self) -> bool:
+        """Whether the running code lies inside such a transaction, its threads and tasks included: a plain send there
+        would wait for itself, so the bus refuses it."""
         ...

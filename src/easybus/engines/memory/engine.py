@@ -24,7 +24,6 @@ class MemoryEngine:
     """`Engine` in the process: nothing is durable, everything else is as on a server."""
 
     outbox: OutboxStorage | None = None
-    inside_transaction = False
 
     def __init__(self, url: str, clock: Clock, space: Space) -> None:
         self.url = url
