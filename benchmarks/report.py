@@ -69,12 +69,13 @@ def write(
 ) -> str:
     """Write a benchmark's results and return them as text. `speeds`: the machine's, around and between the rounds."""
     machine = {key: statistics.median(speed[key] for speed in speeds) for key in speeds[0]}
-    text = f"{title}\n\n{_machine_line(machine)}\n\n{table(figures)}\n"
+    made = description()
+    text = f"{title}\n\n{_machine_line(machine, made)}\n\n{table(figures)}\n"
     into.mkdir(parents=True, exist_ok=True)
     (into / f"{name}.md").write_text(text)
     data: dict[str, Any] = {
         "title": title,
-        "made_on": description(),
+        "made_on": made,
         "machine": machine,
         "figures": [
             {
@@ -94,8 +95,7 @@ def write(
     return text
 
 
-def _machine_line(machine: dict[str, float]) -> str:
-    made = description()
+def _machine_line(machine: dict[str, float], made: dict[str, Any]) -> str:
     return (
         f"{made['processors']} processors, {made['system']}, Python {made['python']}, SQLite {made['sqlite']}. "
         f"The machine's speed meanwhile: {machine['python_loops_per_ms']:,.0f} Python loops a millisecond of processor "
@@ -104,19 +104,37 @@ def _machine_line(machine: dict[str, float]) -> str:
     )
 
 
-def fill_blocks(results: Path = RESULTS, documents: Sequence[Path] | None = None) -> list[Path]:
-    """Put the results into the documents, between `figures: begin` and `figures: end`; returns those that have it."""
-    filled: list[Path] = []
-    parts = [path.read_text().strip() for name in ORDER if (path := results / f"{name}.md").exists()]
-    for document in documents if documents is not None else (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
-        text = document.read_text()
-        if _BEGIN not in text or _END not in text:
-            continue
-        before, rest = text.split(_BEGIN, 1)
-        after = rest.split(_END, 1)[1]
-        document.write_text(f"{before}{_BEGIN}\n" + "\n\n".join(parts) + f"\n{_END}{after}")
-        filled.append(document)
-    return filled
+def fill_blocks(results: Path = RESULTS, whole: Path | None = None, short: Path | None = None) -> list[Path]:
+    """Put the results into the documents, between `figures: begin` and `figures: end`: into `whole` all of them, into
+    `short` those of which something is asked. Returns the documents that have such a block."""
+    found = [name for name in ORDER if (results / f"{name}.json").exists()]
+    everything = "\n\n".join((results / f"{name}.md").read_text().strip() for name in found)
+    texts = {
+        whole or ROOT / "docs" / "benchmarks.md": everything,
+        short or ROOT / "README.md": _short([json.loads((results / f"{name}.json").read_text()) for name in found]),
+    }
+    return [document for document, text in texts.items() if _fill(document, text)]
+
+
+def _fill(document: Path, text: str) -> bool:
+    before, begin, rest = document.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        return False
+    document.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    return True
+
+
+def _short(results: Sequence[dict[str, Any]]) -> str:
+    lines = ["| figure | median | asked | |", "| --- | --- | --- | --- |"]
+    for result in results:
+        for one in result["figures"]:
+            figure = Figure(one["name"], one["rounds"], one["unit"], one["at_least"], one["at_most"])
+            if figure.met is not None:
+                met = "met" if figure.met else "**not met**"
+                lines.append(f"| {figure.name} | {_shown(figure.median)} {figure.unit} | {figure.asked} | {met} |")
+    machine = _machine_line(results[0]["machine"], results[0]["made_on"]) if results else ""
+    return "\n".join([*lines, "", machine]).strip()
 
 
 ORDER = ("embedded", "alone", "backlog", "footprint")

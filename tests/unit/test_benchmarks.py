@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,21 +75,29 @@ def test_a_figure_is_met_by_its_median_only():
 
 
 def test_results_are_written_as_a_table_and_as_data_and_fill_the_documents_blocks(tmp_path):
-    figures = [Figure("sent", [10.0, 30.0, 20.0], "/s", at_least=25), Figure("cost", [3.0], "µs", at_most=5)]
+    figures = [
+        Figure("sent", [10.0, 30.0, 20.0], "/s", at_least=25),
+        Figure("cost", [3.0], "µs", at_most=5),
+        Figure("free", [1.0], "µs"),
+    ]
     report.write("embedded", "A title.", figures, [SPEED], into=tmp_path)
     data = json.loads((tmp_path / "embedded.json").read_text())
-    assert [(one["median"], one["met"]) for one in data["figures"]] == [(20.0, False), (3.0, True)]
+    assert [(one["median"], one["met"]) for one in data["figures"]] == [(20.0, False), (3.0, True), (1.0, None)]
     assert data["machine"] == SPEED
 
-    document = tmp_path / "document.md"
-    document.write_text("before\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nafter\n")
-    assert report.fill_blocks(tmp_path, [document]) == [document]
-    text = document.read_text()
-    assert text.startswith("before\n<!-- figures: begin -->\nA title.\n")
-    assert text.endswith("<!-- figures: end -->\nafter\n")
-    assert "| sent | 20 /s | 10 – 30 | ≥ 25 | **not met** |" in text
-    assert "old" not in text
-
-    plain = Path(tmp_path / "plain.md")
+    whole, short, plain = tmp_path / "whole.md", tmp_path / "short.md", tmp_path / "plain.md"
+    for document in (whole, short):
+        document.write_text("before\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nafter\n")
     plain.write_text("no block")
-    assert report.fill_blocks(tmp_path, [plain]) == []
+    assert report.fill_blocks(tmp_path, whole, plain) == [whole]
+    assert report.fill_blocks(tmp_path, plain, short) == [short]
+    assert plain.read_text() == "no block"
+    for document in (whole, short):
+        text = document.read_text()
+        assert text.startswith("before\n<!-- figures: begin -->\n")
+        assert text.endswith("\n<!-- figures: end -->\nafter\n")
+        assert "10,000 Python loops" in text
+        assert "old" not in text
+    assert "| sent | 20 /s | 10 – 30 | ≥ 25 | **not met** |" in whole.read_text()
+    assert "| sent | 20 /s | ≥ 25 | **not met** |" in short.read_text()
+    assert "| cost | 3 µs | ≤ 5 | met |" in short.read_text()
