@@ -467,8 +467,10 @@ class Checkback(Scenario):
     prompt = 45.0
     takes = 25.0
     """Seconds that the work of `lands` takes."""
+    late = 15.0
 
     def bus(self, it: Setting) -> Bus:
+        self.late = 15 * it.second
         bus = Bus(it.url, service="shop", storage=it.storage)
         orders = bus.topic("orders", Job)
         extra: dict[str, Any] = {}
@@ -517,8 +519,6 @@ class Checkback(Scenario):
             id, at = line.split()
             if id == "late" and now > float(at) + self.late and not ledger.count("work", id):
                 ledger.write("work", id)
-
-    late = 15.0
 
     def expected(self, ledger: Ledger) -> Sequence[str]:
         return ledger.all("work")
