@@ -28,9 +28,11 @@ class _Bound(Generic[T]):
         self.name = contract.name
 
     async def send(
-        self, value: T, *, within: object = None, require: bool | None = None, **options: Unpack[SendOptions]
+        self, value: T | Message, *, within: object = None, require: bool | None = None, **options: Unpack[SendOptions]
     ) -> Message:
         """Send one value; when this returns, it is confirmed, as durable as the engine is configured to be.
+
+        A `Message`, such as one of `SendError.failed`, is sent as it is, and has its own id, route key and headers.
 
         `within`: the message rides in the caller's database transaction: it is published if, and only if, that
         commits. `require`: no queue bound for this route key is an error instead of a message that is kept nowhere (the

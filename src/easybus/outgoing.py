@@ -48,8 +48,13 @@ def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptio
 
     Raises:
         PayloadError: the value fits none of the contract's types.
+        ConfigurationError: options that a `Message` has of its own.
     """
     if isinstance(value, Message):
+        if options.get("route_key") or options.get("headers") or options.get("id") is not None:
+            raise ConfigurationError(
+                "a Message has its own id, route key and headers: leave out id=, route_key=, headers="
+            )
         return value
     payload, kind = contract.payloads.encode(value)
     if not options:  # the common case, at half the price

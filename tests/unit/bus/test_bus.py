@@ -596,6 +596,19 @@ async def test_send_many_keeps_order_and_says_which_were_not_confirmed() -> None
         assert (await bus.driver.stats("jobs")).ready == 4
 
 
+async def test_a_message_is_sent_again_as_it_is_and_takes_no_options_of_its_own() -> None:
+    bus = Bus("memory://")
+    jobs = bus.queue("jobs", OrderPaid)
+    async with bus:
+        message = await jobs.send(OrderPaid(1), headers={"x": "y"})
+        assert await jobs.send(message, delay=5) == message
+        for options in ({"id": "other"}, {"route_key": "a"}, {"headers": {"x": "z"}}):
+            with pytest.raises(ConfigurationError, match="has its own id"):
+                await jobs.send(message, **options)  # type: ignore[arg-type]
+        stats = await bus.driver.stats("jobs")
+        assert (stats.ready, stats.delayed) == (1, 1)
+
+
 async def test_a_wrong_value_is_a_payload_error_before_anything_is_sent() -> None:
     bus = Bus("memory://")
     jobs = bus.queue("jobs", OrderPaid)
