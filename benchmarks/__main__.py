@@ -1,4 +1,4 @@
-"""python -m benchmarks [embedded|alone|backlog|footprint|figures …] [--rounds N] [--scale X]
+"""python -m benchmarks [embedded|alone|backlog|footprint|steps|figures …] [--rounds N] [--scale X]
 
 Without a name: all of them. `figures` only puts what docs/results holds into the documents.
 """
@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from . import alone, backlog, embedded, footprint, report
+from . import alone, backlog, embedded, footprint, report, steps
 
 
 def main() -> None:
@@ -37,12 +37,14 @@ def _run(name: str, rounds: int | None, scale: float, directory: Path, results: 
     with tempfile.TemporaryDirectory(prefix="easybus-bench-", dir=directory) as fresh:
         place = Path(fresh)
         if name == "embedded":
-            sizes = embedded.Sizes(size(100_000), size(60_000), size(5_000))
+            sizes = embedded.Sizes(size(100_000), size(60_000), size(2_000))
             measured = embedded.measure(place, rounds or 5, sizes, print)
         elif name == "alone":
             measured = alone.measure(place, rounds or 5, size(300), print)
         elif name == "backlog":
             measured = backlog.measure(place, rounds or 1, size(1_000_000), print)
+        elif name == "steps":
+            measured = steps.measure(place, rounds or 5, size(20_000), print)
         else:
             measured = footprint.measure(place, rounds or 5, size(1_000), print)
     print(report.write(name, *measured, into=results))

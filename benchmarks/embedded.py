@@ -19,7 +19,7 @@ class Sizes:
 
     memory: int = 100_000
     sqlite: int = 60_000
-    peer: int = 5_000
+    peer: int = 2_000
 
 
 def measure(

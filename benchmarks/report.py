@@ -137,5 +137,5 @@ def _short(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", machine]).strip()
 
 
-ORDER = ("embedded", "alone", "backlog", "footprint")
+ORDER = ("embedded", "alone", "backlog", "footprint", "steps")
 """Benchmarks, in the order in which they run and are shown."""

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from benchmarks import alone, backlog, children, embedded, footprint, machine, ours, peers, pipeline, report
+from benchmarks import alone, backlog, children, embedded, footprint, machine, ours, peers, pipeline, report, steps
 from benchmarks.report import Figure
 
 SPEED = {"python_loops_per_ms": 10_000.0, "share_of_a_processor": 1.0, "flush_us": 100.0}
@@ -52,6 +52,12 @@ def test_sending_and_handling_on_sqlite_are_measured_without_any_peer(tmp_path):
 def test_a_backlog_is_handled_to_its_end_and_its_memory_read_at_every_tenth(in_this_process, tmp_path):
     _, figures, _ = backlog.measure(tmp_path, 1, 500, lambda _: None)
     assert [figure.unit for figure in figures] == ["MB", "MB", "×", "/s", "/s"]
+
+
+def test_every_step_of_the_sqlite_thread_is_measured(in_this_process, tmp_path):
+    _, figures, _ = steps.measure(tmp_path, 1, 250, lambda _: None)
+    assert len(figures) == len(steps.STEPS)
+    assert min(figure.median for figure in figures) > 0
 
 
 def test_alone_measures_between_two_processes(tmp_path):
