@@ -48,7 +48,7 @@ def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptio
 
     Raises:
         PayloadError: the value fits none of the contract's types.
-        ConfigurationError: options that a `Message` has of its own.
+        ConfigurationError: an id, route key or headers that are no text, or that a `Message` has of its own.
     """
     if isinstance(value, Message):
         if options.get("route_key") or options.get("headers") or options.get("id") is not None:
@@ -62,18 +62,24 @@ def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptio
     headers = dict(options.get("headers") or {})
     if kind:
         headers[TYPE] = kind
-    given = options.get("id")
-    return Message(
-        id=new_id() if given is None else given,
-        payload=payload,
-        route_key=options.get("route_key", ""),
-        headers=headers,
-    )
+    given, route_key = options.get("id"), options.get("route_key", "")
+    # Types are the editor's to check, but a number here would be confirmed, and unreadable to every handler.
+    for name, text in (
+        ("id", "" if given is None else given),
+        ("route_key", route_key),
+        *headers.items(),
+        *((key, key) for key in headers),
+    ):
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"{name}={text!r} is no text: write {name}={str(text)!r}")
+    return Message(id=new_id() if given is None else given, payload=payload, route_key=route_key, headers=headers)
 
 
 def delay_of(options: SendOptions, now: float) -> float | None:
     """A send's own delay in seconds, from `delay` or `at`."""
     delay, at = options.get("delay"), options.get("at")
+    if delay is not None and not isinstance(delay, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"delay={delay!r}; it is a number of seconds, such as 60")
     if at is None:
         return delay
     if delay is not None:

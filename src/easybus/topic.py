@@ -49,7 +49,8 @@ class _Declared(Generic[T]):
         if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
             kind = type(self).__name__.lower()
             raise ConfigurationError(f"a {kind}'s name is a text that is not empty, not {name!r}")
-        unknown = set(options) - set(QueueOptions.__annotations__)
+        allowed = QueueOptions if isinstance(self, Queue) else TopicOptions
+        unknown = set(options) - set(allowed.__annotations__)
         if unknown:
             raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
         self.name = name

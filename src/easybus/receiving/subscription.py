@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -53,6 +53,11 @@ class HandlerOptions:
             raise ConfigurationError("already_handled= needs deduplication, and dedupe=None: remove one of the two")
         if self.dedupe is None and self.within is not None:
             raise ConfigurationError("within= writes DONE in the transaction, and dedupe=None: remove one of the two")
+        if not isinstance(self.retry, Mapping) and not callable(self.retry):
+            raise ConfigurationError(
+                f"retry={self.retry!r}; it is a policy such as fixed(5, attempts=3), or a mapping from exception class "
+                "to policy"
+            )
         if self.unmatched not in ("dead", "ignore"):
             raise ConfigurationError(f"unmatched={self.unmatched!r}; it is 'dead' or 'ignore'")
 
