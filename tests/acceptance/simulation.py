@@ -4,9 +4,9 @@ A process is a bus on engines that are shared by all processes of a world, throu
 point, or in a handler) the wires are cut: nothing that it still does reaches an engine, the ledger, or the clock. Then
 the next one starts at once, as under a supervisor. The world runs until nothing is left to happen, and is judged.
 
-A plan says what goes wrong: where the first, second, … process dies; which calls to the engines fail (`fails`: they do
-not happen; `loses`: they happen, and raise all the same), counted over all processes or by their name (`settle:2`);
-where a process stalls, and for how long.
+A plan says what goes wrong: where the first, second, … process dies; which calls to the engines fail, counted over all
+processes or by their name (`settle:2`); where a process stalls, and for how long. A call `fails`: it does not happen;
+it `loses` its reply: it happens, and raises all the same; `first fails`: of a published batch only the first does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 from easybus import Bus, points
 from easybus.clock import Timer, sleep
 from easybus.engines import registry
-from easybus.engines.contract import Delivery, Settlement
+from easybus.engines.contract import Delivery, Publication, Settlement
 from easybus.errors import Unavailable
 from easybus.testing.virtual import VirtualClock
 
@@ -117,6 +117,14 @@ class WiredDriver(Wire):
 
     async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
         return await self.process.fetching("fetch", lambda w: self.target.fetch(queue, limit, w, lease), wait)
+
+    async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+        async def target() -> list[int | Exception | None]:
+            if self.process.last_fault != "first fails":
+                return await self.target.publish(batch)
+            return [Unavailable("the first of the batch fails"), *await self.target.publish(batch[1:])]
+
+        return await self.process.call("publish", target)
 
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> Any:
         if self.process.world.kind == "unfenced":  # a late ack settles what another holds
