@@ -102,6 +102,10 @@ class Invoker:
         parameter that nothing provides."""
         self.function = function
         self.name = getattr(function, "__qualname__", repr(function))
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"handler {self.name} is a generator, whose body would never run: it may not yield"
+            )
         self.sync = not _is_async(function)
         self._providers = providers
         first, rest = _parameters(function, self.name, providers, within, names)
@@ -144,7 +148,9 @@ class Invoker:
                 return await self.function(first, **named)
             self.threads += 1
             try:
-                return await in_thread(self.function, first, **named)
+                result = await in_thread(self.function, first, **named)
+                # A coroutine function in plain wrapping: what is not awaited never took place.
+                return await result if inspect.isawaitable(result) else result
             finally:
                 self.threads -= 1
 
@@ -175,7 +181,8 @@ async def call_with_message(function: Callable[..., Any], message: Message, payl
     value = message if wants == _MESSAGE else payload()
     if _is_async(function):
         return await function(value)
-    return await asyncio.to_thread(function, value)
+    answer = await asyncio.to_thread(function, value)
+    return await answer if inspect.isawaitable(answer) else answer
 
 
 def wants_message(function: Callable[..., Any]) -> str:

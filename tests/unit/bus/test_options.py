@@ -1,14 +1,16 @@
-"""What a send may be told."""
+"""What a send may be told, and what may be a handler."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from easybus import Bus, ConfigurationError, Outgoing, Queue, Topic
+from easybus import Bus, ConfigurationError, Outgoing, Queue, Topic, never
 
 
 async def test_a_misspelt_option_of_a_send_is_an_error_and_nothing_is_sent():
@@ -55,3 +57,44 @@ def test_a_retry_that_is_no_policy_is_an_error_where_it_is_written() -> None:
     jobs = Bus("memory://").queue("jobs", int)
     with pytest.raises(ConfigurationError, match="retry=3; it is a policy"):
         jobs.handler(retry=3)  # type: ignore[call-overload]
+
+
+async def test_a_coroutine_function_in_plain_wrapping_is_awaited() -> None:
+    bus = Bus("memory://")
+    jobs = bus.queue("jobs", int)
+    done: list[int] = []
+
+    async def work(number: int) -> bool:
+        await asyncio.sleep(0)
+        done.append(number)
+        return number != 2
+
+    def logged(function: Callable[[int], Any]) -> Callable[[int], Any]:
+        def wrapper(number: int) -> Any:
+            return function(number)
+
+        return wrapper
+
+    jobs.handler(retry=never())(logged(work))
+    async with bus.testing() as t:
+        await jobs.send_many([1, 2])
+        await t.drain()
+        assert sorted(done) == [1, 2]
+        assert len(t.dead("jobs")) == 1, "what it returned counts too"
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_generator_is_no_handler_since_its_body_would_never_run(sync: bool) -> None:
+    bus = Bus("memory://")
+    jobs = bus.queue("jobs", int)
+
+    def plain(number: int) -> Iterator[int]:
+        yield number
+
+    async def with_await(number: int) -> AsyncIterator[int]:
+        yield number
+
+    jobs.handler()(plain if sync else with_await)
+    with pytest.raises(ConfigurationError, match="is a generator"):
+        async with bus.testing():
+            pass
