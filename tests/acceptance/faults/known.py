@@ -33,7 +33,7 @@ from ..scenarios import (
     Slow,
 )
 from ..simulation import Plan
-from . import Patch, fault, wrap
+from .fault import Patch, fault, wrap
 
 
 @fault("the default handler acks without handling", Handle, known=True)

@@ -40,7 +40,7 @@ from ..scenarios import (
     Within,
 )
 from ..simulation import Plan
-from . import Patch, fault, wrap
+from .fault import Patch, fault, wrap
 
 # ------------------------------------------------------------------------------------------------------- handling
 
