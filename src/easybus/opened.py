@@ -107,7 +107,10 @@ class Opened:
     @property
     def inside_transaction(self) -> bool:
         """Whether the running code lies inside a handler's transaction that a plain send would wait for."""
-        return any(engine.inside_transaction for engine in self._exclusive)
+        for engine in self._exclusive:  # noqa: SIM110 - asked at every send, and a generator costs as much as an id
+            if engine.inside_transaction:
+                return True
+        return False
 
     def refuse_inside_transaction(self, *, halves: bool = False) -> None:
         """Raises `ConfigurationError` where a send (`halves`: the storing of a half) would wait for the end of the

@@ -71,9 +71,12 @@ def check_change(change: Change) -> None:
 
 def check_publication(item: Publication) -> None:
     """Raises `TooLarge`, `BadName`, `BadDelay`."""
-    check_body(item.body)
+    if len(item.body) > CAPABILITIES.max_body:
+        check_body(item.body)
     if item.delay is not None:
         check_delay(item.delay)
-    if not item.name.isascii() or not 0 < len(item.name) <= CAPABILITIES.max_name:
-        check_name(item.name, "a topic" if item.to_topic else "a queue")
-    check_key(item.route_key)
+    name = item.name
+    if not name.isascii() or not 0 < len(name) <= CAPABILITIES.max_name:
+        check_name(name, "a topic" if item.to_topic else "a queue")
+    if not item.route_key.isascii():
+        check_key(item.route_key)
