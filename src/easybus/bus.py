@@ -348,6 +348,13 @@ class Bus(Declaring):
 
     # ------------------------------------------------------------------------------------------------------ inside
 
+    def _adding(self) -> None:
+        if self._running is not None:
+            raise ConfigurationError(
+                "the bus handles already, and a handler that is added now would never run: add it before "
+                "bus.handling() or bus.run()"
+            )
+
     async def _declare(self, opened: Opened, contract: Topic[Any] | Queue[Any], within: object) -> None:
         if within is not None or opened.inside_transaction:
             raise undeclared(contract)

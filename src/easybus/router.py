@@ -124,6 +124,7 @@ class Router:
         `route_key`: an AMQP topic pattern; `*` is one word, `#` any number. Functions that share a queue share its
         settings. Raises `ConfigurationError` for what cannot be.
         """
+        self._adding()
         if isinstance(target, Queue):
             name, kind = target.name, queue
             if route_key != "#":
@@ -164,6 +165,7 @@ class Router:
 
     def include(self, *routers: Router) -> None:
         """Take over these routers' handlers and answers, as they are now."""
+        self._adding()
         for router in routers:
             for target in router.targets.values():
                 self._know(target)
@@ -172,6 +174,9 @@ class Router:
                 if topic in self.answers:
                     raise ConfigurationError(f"two functions answer for topic {topic!r}; one is enough")
                 self.answers[topic] = answer
+
+    def _adding(self) -> None:
+        """Before handlers are added: whether they still can be."""
 
     def _know(self, target: Topic[Any] | Queue[Any]) -> None:
         known = self.targets.setdefault(target.key, target)

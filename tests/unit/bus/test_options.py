@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from easybus import Bus, ConfigurationError, Outgoing, Queue, Topic, never
+from easybus import Bus, ConfigurationError, Outgoing, Queue, Router, Topic, never
 
 
 async def test_a_misspelt_option_of_a_send_is_an_error_and_nothing_is_sent():
@@ -98,3 +98,19 @@ async def test_a_generator_is_no_handler_since_its_body_would_never_run(sync: bo
     with pytest.raises(ConfigurationError, match="is a generator"):
         async with bus.testing():
             pass
+
+
+async def test_a_handler_that_would_never_run_is_refused_where_it_is_added() -> None:
+    bus = Bus("memory://")
+    jobs = bus.queue("jobs", int)
+    done: list[int] = []
+    async with bus:
+        jobs.handler()(lambda number: done.append(number))  # in time: it does not handle yet
+        async with bus.handling():
+            with pytest.raises(ConfigurationError, match="would never run"):
+                jobs.handler()
+            with pytest.raises(ConfigurationError, match="would never run"):
+                bus.include(Router())
+            await jobs.send(1)
+            while not done:
+                await asyncio.sleep(0.001)
