@@ -105,7 +105,7 @@ async def test_a_handler_that_would_never_run_is_refused_where_it_is_added() -> 
     jobs = bus.queue("jobs", int)
     done: list[int] = []
     async with bus:
-        jobs.handler()(lambda number: done.append(number))  # in time: it does not handle yet
+        jobs.handler()(done.append)  # in time: it does not handle yet
         async with bus.handling():
             with pytest.raises(ConfigurationError, match="would never run"):
                 jobs.handler()
