@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from . import alone, backlog, embedded, footprint, report, steps
+from . import alone, backlog, children, embedded, footprint, report, steps
 
 
 def main() -> None:
@@ -20,7 +20,11 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual numbers of messages")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where results go")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where databases are made: a real disk")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, help="seconds that each measurement waits for an idle machine, at most"
+    )
     options = parser.parse_args()
+    children.patience = options.patience
     names: list[str] = options.names or [*report.ORDER, "figures"]
     for name in names:
         if name != "figures":

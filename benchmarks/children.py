@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import machine
+
 ROOT = Path(__file__).parent.parent
+patience = 0.0
+"""Seconds that each measurement waits for an idle machine, at most."""
 
 
 def start(module: str, function: str, **arguments: Any) -> subprocess.Popen[str]:
@@ -32,7 +36,8 @@ def result(child: subprocess.Popen[str], seconds: float = 900) -> dict[str, Any]
 
 
 def run(module: str, function: str, **arguments: Any) -> dict[str, Any]:
-    """Start, and wait for the result."""
+    """Start when the machine is idle, and wait for the result."""
+    machine.wait_until_idle(patience)
     return result(start(module, function, **arguments))
 
 

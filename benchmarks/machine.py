@@ -12,6 +12,7 @@ from typing import Any
 
 _ROUNDS = 300_000
 _FLUSHES = 60
+_IDLE = 0.15
 
 
 def speed(directory: Path) -> dict[str, float]:
@@ -26,8 +27,34 @@ def speed(directory: Path) -> dict[str, float]:
     return {
         "python_loops_per_ms": _ROUNDS / used / 1000,
         "share_of_a_processor": min(1.0, used / wall),
+        "load": os.getloadavg()[0],
         "flush_us": statistics.median(_flushes(directory)) * 1e6,
     }
+
+
+def wait_until_idle(patience: float) -> None:
+    """Wait until others leave the processors alone, `patience` seconds at most."""
+    ends = time.monotonic() + patience
+    while time.monotonic() < ends and _busy(0.3) > _IDLE:
+        pass
+
+
+def _busy(seconds: float) -> float:
+    """The share of all processors that was at work for so long from now; 0 where it cannot be known."""
+    before = _processor_times()
+    time.sleep(seconds)
+    after = _processor_times()
+    if not before or not after:
+        return 0.0
+    spent = [late - early for early, late in zip(before, after, strict=True)]
+    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))  # idle, and waiting for the disk
+
+
+def _processor_times() -> list[int]:
+    try:
+        return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    except OSError:
+        return []
 
 
 def _flushes(directory: Path) -> list[float]:

@@ -99,7 +99,7 @@ def _machine_line(machine: dict[str, float], made: dict[str, Any]) -> str:
     return (
         f"{made['processors']} processors, {made['system']}, Python {made['python']}, SQLite {made['sqlite']}. "
         f"The machine's speed meanwhile: {machine['python_loops_per_ms']:,.0f} Python loops a millisecond of processor "
-        f"time, {machine['share_of_a_processor']:.0%} of a processor for one thread, "
+        f"time, {machine['share_of_a_processor']:.0%} of a processor for one thread, a load of {machine['load']:.1f}, "
         f"{machine['flush_us']:.0f} µs to flush 4 KiB."
     )
 
