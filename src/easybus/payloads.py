@@ -79,7 +79,12 @@ class _Pydantic:
     def encode(self, value: Any) -> bytes:
         if not isinstance(value, self._type):
             raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}")
-        return str(value.model_dump_json()).encode()
+        try:
+            data = str(value.model_dump_json(by_alias=True, warnings=False)).encode()
+            self._type.model_validate_json(data)  # a field that was set to a wrong value is found here, not by handlers
+        except Exception as error:
+            raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}: {error}") from error
+        return data
 
     def decode(self, data: bytes) -> Any:
         try:

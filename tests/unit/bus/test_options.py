@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import pydantic
 import pytest
 
-from easybus import Bus, ConfigurationError, Outgoing, Queue, Router, Topic, never
+from easybus import Bus, ConfigurationError, Outgoing, PayloadError, Queue, Router, Topic, never
 
 
 async def test_a_misspelt_option_of_a_send_is_an_error_and_nothing_is_sent():
@@ -114,3 +115,34 @@ async def test_a_handler_that_would_never_run_is_refused_where_it_is_added() -> 
             await jobs.send(1)
             while not done:
                 await asyncio.sleep(0.001)
+
+
+async def test_a_pydantic_model_that_became_wrong_is_refused_before_it_is_sent() -> None:
+    class Email(pydantic.BaseModel):
+        to: str
+        copies: int = 0
+
+    bus = Bus("memory://")
+    emails = bus.queue("emails", Email)
+    email = Email(to="ann")
+    async with bus:
+        await emails.send(email)
+        email.copies = "many"  # type: ignore[assignment]
+        with pytest.raises(PayloadError, match="copies"):
+            await emails.send(email)
+        assert (await bus.driver.stats("emails")).ready == 1
+
+
+async def test_a_pydantic_model_goes_under_its_aliases_as_it_is_read() -> None:
+    class User(pydantic.BaseModel):
+        id: str = pydantic.Field(alias="Id")
+
+    bus = Bus("memory://")
+    users = bus.queue("users", User)
+    seen: list[User] = []
+    users.handler()(seen.append)
+    async with bus.testing() as t:
+        message = await users.send(User(Id="u1"))
+        await t.drain()
+        assert message.decode(dict) == {"Id": "u1"}
+        assert seen == [User(Id="u1")]
