@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from urllib.parse import SplitResult, urlsplit
 
 from ..clock import Clock
 from ..errors import ConfigurationError, MissingExtra
@@ -26,8 +25,10 @@ def create(url: str, clock: Clock) -> Engine:
         ConfigurationError: the URL names no engine, or the engine refuses it.
         MissingExtra: the engine's packages are not installed.
     """
+    from urllib.parse import urlsplit  # `import easybus` does without it
+
     try:
-        parts: SplitResult = urlsplit(url)
+        parts = urlsplit(url)
     except ValueError as error:
         raise ConfigurationError(f"this is no URL ({error}); write one such as sqlite:///shop.db") from None
     known = ENGINES.get(parts.scheme)

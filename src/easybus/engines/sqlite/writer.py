@@ -41,7 +41,7 @@ __all__ = ["WRITE", "Guest", "Writer"]
 T = TypeVar("T")
 
 _GROUP = 256  # jobs in one transaction
-_POLL, _POLL_IDLE = 0.003, 0.005  # seconds between looks at data_version
+_POLL, _POLL_IDLE = 0.002, 0.005  # seconds between looks at data_version
 _LONG = 5.0  # seconds that a guest may hold the file before it is logged
 _CLOSED = "this bus is closed; write: async with bus: …"
 
