@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -39,6 +40,11 @@ class Done:
         return json.loads(self.out)
 
 
+def _heed_ctrl_c() -> None:
+    """A test run in the background ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Shell:
     """A working directory with a database, and the command line in it."""
 
@@ -69,6 +75,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 - it calls nothing that another thread could hold
         )
 
     def process(self, *words: str, **environment: str) -> Done:
