@@ -50,6 +50,8 @@ class Plan:
     """Whether another service uses the same storage, and knows none of our work."""
     stop_after: float | None = None
     """Seconds until the first process is stopped cleanly."""
+    grace: float | None = None
+    """Seconds that its handlers may still take."""
 
     tidy: bool = False
     """Whether the scenario's order is to be judged all the same."""
@@ -100,7 +102,7 @@ class Process:
         bus = self.world.bus(self)
         restore = bus.pretend(url="sim://", clock=self.clock, provide=bus.provided)
         try:
-            async with bus.handling(grace=None):
+            async with bus.handling(grace=self.world.plan.grace):
                 acting = asyncio.create_task(self._act(bus))
                 await self.asked_to_stop.wait()
                 acting.cancel()

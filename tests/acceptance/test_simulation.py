@@ -155,6 +155,12 @@ async def test_a_clean_stop_redelivers_nothing_that_was_in_flight(engine: str) -
     assert verdict.ledger.all("began") == ["a", "b"], "each began once"
 
 
+@scenarios
+async def test_a_clean_stop_at_any_time_loses_and_doubles_nothing(name: str) -> None:
+    times, graces = (0.0, 2.0, 4.0, 6.0, 12.0, 26.0), itertools.cycle((None, 0.0, 1.0))
+    await spread(name, [Plan(stop_after=at, grace=grace) for at, grace in zip(times, graces, strict=False)])
+
+
 def test_the_scenarios_get_to_every_point() -> None:
     every = {point for make in (*SCENARIOS.values(), *SQLITE.values()) for point in make().reaches}
     assert every == set(points.POINTS)
