@@ -59,6 +59,7 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "outbox": lambda: Outbox(asks=True),
     "within": Within,
     "poison": lambda: Poison(die),
+    "poison-at-once": lambda: Poison(die, at_once=True),
 }
 
 

@@ -105,12 +105,13 @@ async def test_a_process_killed_at_any_point_loses_nothing_and_doubles_nothing(
 
 @pytest.mark.alone
 @pytest.mark.timeout(120)
-async def test_a_message_that_kills_its_processes_is_a_dead_letter_in_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["poison", "poison-at-once"])
+async def test_a_message_that_kills_its_processes_is_a_dead_letter_in_the_end(tmp_path: Path, scenario: str) -> None:
     codes = []
-    prepare(folder := tmp_path / "poison", "poison", "fused")
+    prepare(folder := tmp_path / scenario, scenario, "fused")
     said: dict[str, Any] = {}
     while not codes or (codes[-1] == -signal.SIGKILL and len(codes) < 8):
-        code, said, _ = await child(folder, "poison", "fused", "-")
+        code, said, _ = await child(folder, scenario, "fused", "-")
         codes.append(code)
     assert codes[-1] == 0, (codes, said, (folder / "ledger").read_text())
     assert len(codes) >= 3, "it is tried again before it is taken for poison"

@@ -144,8 +144,11 @@ async def test_every_call_that_fails_and_every_lost_reply_keeps_a_databases_prom
 
 
 @engines
-async def test_a_message_that_kills_its_processes_is_a_dead_letter_and_its_neighbours_are_handled(engine: str) -> None:
-    await judged(Poison(die_in), Plan(), engine)
+@pytest.mark.parametrize("at_once", [False, True], ids=["later", "at once"])
+async def test_a_message_that_kills_its_processes_is_a_dead_letter_and_its_neighbours_are_handled(
+    engine: str, at_once: bool
+) -> None:
+    await judged(Poison(die_in, at_once=at_once), Plan(), engine)
 
 
 @engines

@@ -18,7 +18,7 @@ from ..message import REPLAY, Message
 from .hand import Parsed
 from .subscription import Subscription
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "claim_of"]
 
 
 class Intake:
@@ -99,5 +99,10 @@ class Intake:
                     subscription.queue,
                 )
             return None, parsed
-        digest = hashlib.blake2b(message.payload, digest_size=16).digest()
-        return Claim(delivery.queue, message.id, digest, self._lease, message.headers.get(REPLAY, "")), parsed
+        return claim_of(delivery.queue, message, self._lease), parsed
+
+
+def claim_of(queue: str, message: Message, lease: float) -> Claim:
+    """The claim that a message needs; one of no lease counts its start and is free for the next at once."""
+    digest = hashlib.blake2b(message.payload, digest_size=16).digest()
+    return Claim(queue, message.id, digest, lease, message.headers.get(REPLAY, ""))

@@ -37,6 +37,8 @@ __all__ = ["Pipeline"]
 
 _ASKED_AGAIN = 5.0
 """Seconds until `already_handled` is asked again, when it did not know."""
+_SUSPECTS_NEXT, _SUSPECTS_LATER = 0.1, 1.0
+"""Seconds until those that wait to run alone are looked at again, after one has got its turn, or none could."""
 
 
 class Pipeline:
@@ -89,6 +91,21 @@ class Pipeline:
                 await self._beside(hand, invoker)
         finally:
             self.holding.discard(hand)
+
+    async def one_suspect(self, taken: list[Taken]) -> list[Taken]:
+        """Of what was begun before without an outcome, one may stay, if no other is at work. The rest go back, before
+        it begins, and uncounted: what it kills the process with must not count for them."""
+        suspects = [one for one in taken if isinstance(one.claim, Claimed) and self._suspect(one.claim)]
+        if not suspects:
+            return taken
+        kept = suspects[:1] if self._company.open else []
+        waiting = [one for one in suspects if one not in kept]
+        if waiting:
+            await self._settler.not_begun(waiting, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
+        return [one for one in taken if one not in waiting]
+
+    def _suspect(self, claim: Claimed) -> bool:
+        return 1 < claim.starts <= self.options.max_starts + 1
 
     async def _settled_before(self, taken: Taken, parsed: Parsed) -> bool:
         """What needs no handler is settled here; False: it goes on, without a claim."""

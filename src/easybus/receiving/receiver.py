@@ -160,7 +160,7 @@ class Receiver:
                 await asyncio.sleep(0)  # let every worker that is done say so: one fetch for all of them
                 continue
             try:
-                taken = await self._intake.take(free, _WAIT)
+                taken = await self._pipeline.one_suspect(await self._intake.take(free, _WAIT))
             except NotDeclared as error:
                 self._logger.error("queue %r is not handled: %s", self.queue, error)
                 await sleep(self._clock, 5.0)

@@ -4,7 +4,7 @@
     retry        Move → release(token)                 where Move is atomic; an unknown result lets the lease end
                  publish, confirmed → release → ack    elsewhere: at worst a copy
     dead letter  store → release → ack                 with no claim, or in conflict: store → ack
-    back         release → nack
+    back         release → nack                        not begun: its starts are counted again in between
     not the holder any more at completion: read again; DONE → ack, else nack, never ack
 
 What fails here because the engine is away stays in flight: its lease ends, and another takes it over.
@@ -26,6 +26,7 @@ from ..clock import Clock, sleep
 from ..connection import Publisher
 from ..engines.contract import (
     Ack,
+    Claimed,
     DeadLetter,
     DeadLetterStorage,
     Delivery,
@@ -39,9 +40,11 @@ from ..engines.contract import (
     Publication,
     Settled,
     Settlement,
+    Taken,
 )
 from ..errors import EngineError, Unavailable
 from ..message import FIRST_FAILED, Message, new_id
+from .claim import claim_of
 from .hand import Hand
 from .subscription import Subscription
 
@@ -217,6 +220,21 @@ class Settler:
             await self._settlements.add(Nack(hand.delivery, delay))
         except EngineError as error:
             self._left(hand.delivery, error)
+
+    async def not_begun(self, taken: Sequence[Taken], delay: float) -> None:
+        """Back, with their starts as they were before these claims: they were to wait, and did not begin."""
+        assert self._keys is not None  # noqa: S101 - their claims came from them
+        again = [(one.parsed.message, cast("Claimed", one.claim)) for one in taken]
+        try:
+            await self._keys.release([claim.token for _, claim in again])
+            most = max(claim.starts for _, claim in again)
+            for count in range(1, most):  # a release forgets all starts; dying in between counts too few: harmless
+                claims = [claim_of(self.queue, message, 0.0) for message, claim in again if claim.starts > count]
+                await self._keys.claim(claims)
+            await self._driver.settle(self.queue, [Nack(one.delivery, delay) for one in taken])
+        except EngineError as error:
+            for one in taken:
+                self._left(one.delivery, error)
 
     async def retry(self, hand: Hand, delay: float) -> None:
         """Failed: the same message again in `delay` seconds, one attempt older."""

@@ -177,6 +177,14 @@ def starts_not_counted(patch: Patch) -> None:
     wrap(patch, Keys, "claim", claim)
 
 
+@fault("what waits behind poison counts as begun", lambda: Poison(simulation.die_in, at_once=True))
+def waiting_counts(patch: Patch) -> None:
+    async def one_suspect(self: Pipeline, taken: list[Any]) -> list[Any]:
+        return taken
+
+    patch.setattr(Pipeline, "one_suspect", one_suspect)
+
+
 @fault("leases are not renewed: a slow handler runs twice", Slow)
 def no_renewal(patch: Patch) -> None:
     async def extend(self: Settler, hands: Any, lease: float) -> list[Any]:

@@ -201,13 +201,18 @@ class Poison(Scenario):
     ids = ("a", "poison", "b")
     prompt = 200.0
 
-    def __init__(self, die: Callable[[Setting], None]) -> None:
+    def __init__(self, die: Callable[[Setting], None], *, at_once: bool = False) -> None:
+        """`at_once`: before its neighbours have begun, and it comes first."""
         super().__init__()
         self._die = die
+        self._at_once = at_once
+        if at_once:
+            self.ids = ("poison", "a", "b")
 
     async def handle(self, it: Setting, job: Job, message: Message) -> Any:
         if job.id == "poison":
-            await it.sleep(0.1 * it.second)
+            if not self._at_once:
+                await it.sleep(0.1 * it.second)
             it.ledger.write("killed", job.id)
             self._die(it)
         it.ledger.write("effect", job.id)

@@ -247,6 +247,36 @@ async def test_a_message_that_kills_processes_is_a_dead_letter_after_its_starts_
     assert await room.stats() == (0, 0, 0)
 
 
+async def test_what_waits_while_another_runs_alone_does_not_count_as_begun(room: Any) -> None:
+    async def endless(message: Message) -> None:
+        await sleep(room.clock, 1000.0)
+
+    names = ("a", "b", "c")
+    for name in names:
+        await room.begun(name, 2)
+        await room.send(name)
+    room.process(endless)
+    await room.advance(0)
+    keys = room.engine.idempotency._keys._queues["jobs"]
+    assert [keys[name].starts for name in names] == [3, 2, 2], "only the first began again"
+    assert await room.stats() == (0, 1, 2)
+    await room.advance(3.0)
+    assert [keys[name].starts for name in names] == [3, 2, 2]
+    assert await room.dead() == []
+
+
+async def test_suspects_run_one_after_the_other_without_waiting_long(room: Any) -> None:
+    seen: list[Message] = []
+    names = [f"m{number}" for number in range(8)]
+    for name in names:
+        await room.begun(name, 2)
+        await room.send(name)
+    room.process(noting(seen))
+    await room.advance(2.0)
+    assert sorted(message.id for message in seen) == names
+    assert [await room.state(name) for name in names] == ["done"] * 8
+
+
 async def test_an_outcome_ends_the_count_of_starts(room: Any) -> None:
     seen: list[Message] = []
     await room.begun("m", 2)
