@@ -142,6 +142,14 @@ class IdempotencyContract(StorageBase):
             starts.append(claimed.starts)
         assert starts == [1, 2, 1, 2, 1]
 
+    async def test_a_claim_without_a_lease_counts_its_start_and_is_free_for_the_next_at_once(
+        self, keys: IdempotencyStorage
+    ) -> None:
+        queue = fresh("queue")
+        starts = [(await _claimed(keys, _claim(queue, lease=0.0))).starts for _ in range(3)]
+        assert starts == [1, 2, 3]
+        assert await keys.lookup(queue, "1") == "free"
+
     async def test_done_is_forgotten_when_it_expires(self, keys: IdempotencyStorage, pass_time: PassTime) -> None:
         queue = fresh("queue")
         claimed = await _claimed(keys, _claim(queue))
