@@ -213,7 +213,7 @@ class Driver(Protocol):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A wish to handle (queue, id) alone, for `lease` seconds; 0: a start is counted, and the next may claim at once."""
+    """A wish to handle (queue, id) alone, for `lease` seconds; 0: a start is counted, and free again at once."""
 
     queue: str
     id: str
