@@ -8,11 +8,11 @@ import pytest
 
 from .postgresql import PostgresqlServer
 
-__all__ = ["postgresql_server"]
+__all__ = ["postgresql_server", "postgresql_started"]
 
 
 @pytest.fixture(scope="session")
-def _postgresql() -> Iterator[PostgresqlServer]:
+def postgresql_started() -> Iterator[PostgresqlServer]:
     server = PostgresqlServer()
     try:
         server.start()
@@ -22,8 +22,8 @@ def _postgresql() -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture
-def postgresql_server(_postgresql: PostgresqlServer) -> PostgresqlServer:
+def postgresql_server(postgresql_started: PostgresqlServer) -> PostgresqlServer:
     """A running server; up again, whatever the test before has done to it."""
-    _postgresql.thaw()
-    _postgresql.start()
-    return _postgresql
+    postgresql_started.thaw()
+    postgresql_started.start()
+    return postgresql_started
