@@ -15,6 +15,8 @@ ENGINES: Mapping[str, tuple[str, str]] = {
     # scheme: (room, the extra that it needs, or "")
     "memory": ("memory", ""),
     "sqlite": ("sqlite", ""),
+    "postgresql": ("postgresql", "postgresql"),
+    "postgres": ("postgresql", "postgresql"),
 }
 
 

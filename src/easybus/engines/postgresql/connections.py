@@ -1,0 +1,223 @@
+"""Connections to the server: a few, lent for one call each, and every call ends by its deadline.
+
+    call → a free connection, else a new one, else wait for one → work → back among the free
+    the deadline passes            → the connection is cut, its call fails: Unavailable
+    the caller is cancelled        → the call goes on to its end, its result is handed to `undo`
+    deadlock, serialization failure → the work is begun again, a few times
+    the connection was lost        → Unavailable at once; the next call opens a new one
+
+A cancelled statement's outcome is unknown, and so is what the next one on its connection would read: nothing here is
+ever cancelled half way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
+
+import asyncpg
+
+from ...errors import ConfigurationError, EasybusError, NotOpen, Unavailable
+from .failures import AGAIN, is_foreign, translated, wiped
+from .location import Location
+
+T = TypeVar("T")
+Connection: TypeAlias = Any
+"""An `asyncpg.Connection`; the library has no types."""
+
+OLDEST = (13, 0)
+_TRIES = 5
+_CLOSING = 2.0
+
+_PLANS = (  # every statement here is a look-up by an index, and is planned as one whatever the tables' statistics say
+    "SELECT set_config(name, value, false) FROM (VALUES ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), "
+    "('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'), ('enable_sort', 'off'), ('jit', 'off'), "
+    "('plan_cache_mode', 'force_generic_plan')) AS wanted(name, value)"
+)
+
+
+class Connections:
+    """The connections of one engine on one event loop."""
+
+    def __init__(self, location: Location, limit: int, *, plain: bool = False) -> None:
+        """`plain`: without settings of ours, for callers' own statements."""
+        self._location = location
+        self._plain = plain
+        self._slots = asyncio.Semaphore(limit)
+        self._free: list[Connection] = []
+        self._lent: set[Connection] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        self.prepare: Callable[[Connection], Awaitable[None]] | None = None
+        """Makes the tables; called before the first work, and again where they turn out to be gone."""
+        self._prepared = False
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]], *, undo: Callable[[T], None] | None = None) -> T:
+        """Do `work` on a connection. It may be done again, so it keeps nothing outside the database.
+
+        `undo` is given the result if the caller was cancelled meanwhile. Raises `Unavailable`, `Refused`, `NotOpen`.
+        """
+        if self._closed:
+            raise NotOpen(f"{self._location.url} is closed; write: async with bus: …")
+        task = asyncio.get_running_loop().create_task(self._bounded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: _abandoned(done, undo))
+            raise
+
+    async def _bounded(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        for tries in range(1, _TRIES + 1):
+            connection = await self.borrow(self._location.timeout)
+            cut = Cut(connection, self._location.timeout)
+            try:
+                if self.prepare is not None and not self._prepared:
+                    await self.prepare(connection)
+                    self._prepared = True
+                return await work(connection)
+            except Exception as error:
+                if isinstance(error, EasybusError) or not is_foreign(error):
+                    raise
+                if wiped(error):
+                    self._prepared = False
+                if cut.passed:
+                    raise Unavailable(
+                        f"{self._location.url}: no answer within {self._location.timeout:g} s (timeout=)"
+                    ) from error
+                if getattr(error, "sqlstate", None) not in AGAIN or tries == _TRIES:
+                    raise translated(error, self._location.url) from error
+            finally:
+                cut.cancel()
+                self.give_back(connection)
+            await asyncio.sleep(random.uniform(0, 0.01) * tries)
+        raise AssertionError("unreachable")
+
+    async def borrow(self, patience: float | None) -> Connection:
+        """A connection; whoever borrows gives it back. `patience`: seconds to wait for a free one."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise Unavailable(f"{self._location.url}: all connections are at work (connections=)") from error
+        try:
+            while self._free:
+                connection = self._free.pop()
+                if not connection.is_closed():
+                    break
+            else:
+                connection = await connect(self._location, plain=self._plain)
+        except BaseException:
+            self._slots.release()
+            raise
+        self._lent.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """The end of a loan."""
+        self._lent.discard(connection)
+        self._slots.release()
+        if connection.is_closed():
+            return
+        if self._closed or connection.is_in_transaction():
+            connection.terminate()
+        else:
+            self._free.append(connection)
+
+    @property
+    def busy(self) -> set[asyncio.Task[Any]]:
+        """The calls under way."""
+        return self._tasks.copy()
+
+    def adopt(self, connection: Connection) -> None:
+        """Take in a connection that has been prepared."""
+        self._free.append(connection)
+        self._prepared = True
+
+    async def close(self) -> None:
+        """Let calls under way end for two seconds, then disconnect."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSING)
+        for connection in self._lent:
+            connection.terminate()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        free, self._free = self._free, []
+        await asyncio.gather(*(disconnect(connection) for connection in free))
+
+
+class Cut:
+    """A deadline: the connection is cut when it passes."""
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self.passed = False
+        self._connection = connection
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._connection.terminate()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+async def connect(location: Location, *, plain: bool = False, first: bool = False) -> Connection:
+    """A new connection. Raises `Unavailable`, or `ConfigurationError` if it is the `first`."""
+    settings: dict[str, Any] = {}
+    if location.statement_cache_size is not None:
+        settings["statement_cache_size"] = location.statement_cache_size
+    try:
+        connection = await _connect(location, settings)
+        try:
+            if not plain:
+                await connection.execute(_PLANS)
+        except BaseException:
+            connection.terminate()
+            raise
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError, ValueError) as error:
+        raise translated(error, location.url, first=first) from error
+    return connection
+
+
+async def _connect(location: Location, settings: dict[str, Any]) -> Connection:
+    library: Any = asyncpg
+    return await library.connect(location.dsn, timeout=min(5.0, location.timeout), **settings)
+
+
+async def disconnect(connection: Connection) -> None:
+    """Close in order, or cut."""
+    try:
+        async with asyncio.timeout(_CLOSING):
+            await connection.close()
+    except Exception:
+        connection.terminate()
+
+
+async def check_server(connection: Connection, url: str) -> None:
+    """Raises `ConfigurationError` for a server that is too old or holds no Unicode, `Unavailable` for a standby."""
+    version = connection.get_server_version()
+    if (version.major, version.minor) < OLDEST:
+        raise ConfigurationError(
+            f"{url}: the server is PostgreSQL {version.major}.{version.minor}; easybus needs {OLDEST[0]} or later"
+        )
+    encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"{url}: the database's encoding is {encoding}; createdb --encoding=UTF8 one for the bus"
+        )
+    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+        raise Unavailable(f"{url}: this server is a standby; name the primary, or several hosts, in the URL")
+
+
+def _abandoned(task: asyncio.Task[T], undo: Callable[[T], None] | None) -> None:
+    if task.cancelled() or task.exception() is not None:
+        return  # read, so that nothing is logged: nobody is left to be told
+    if undo is not None:
+        with contextlib.suppress(NotOpen):
+            undo(task.result())

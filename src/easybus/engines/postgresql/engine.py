@@ -1,0 +1,79 @@
+"""One URL's engine: the driver and all four storages in one schema."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import asyncpg
+
+from ...clock import Clock
+from .failures import is_foreign, translated
+from .fused import PostgresqlFusedDriver
+from .halves import PostgresqlHalves
+from .keys import PostgresqlKeys
+from .letters import PostgresqlLetters
+from .location import Location
+from .outbox import PostgresqlOutbox
+from .session import Session
+
+_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)"
+
+
+class PostgresqlEngine:
+    """PostgreSQL: durable, shared by any number of hosts."""
+
+    def __init__(self, location: Location, clock: Clock) -> None:
+        self.url = location.url
+        self._session = Session(location)
+        self.idempotency = PostgresqlKeys(self._session)
+        self.driver = PostgresqlFusedDriver(clock, self._session, self.idempotency)
+        self.dead_letters = PostgresqlLetters(self._session)
+        self.transactions = PostgresqlHalves(self._session)
+        self.outbox = PostgresqlOutbox(clock, self._session)
+
+    async def open(self) -> None:
+        await self._session.open()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+        return self._transaction() if issubclass(asyncpg.Connection, kind) and kind is not object else None
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[Any]:
+        """An `asyncpg.Connection` in a transaction. The server ends it if it does nothing for `idle_timeout`."""
+        guests, location = self._session.guests, self._session.location
+        connection = await guests.borrow(None)
+        try:
+            transaction = connection.transaction()
+            try:
+                await transaction.start()
+                await connection.execute(_IDLE, str(int(location.idle_timeout * 1000)))
+            except Exception as error:
+                raise translated(error, location.url) from error
+            try:
+                yield connection
+            except BaseException:
+                await _roll_back(connection, transaction)
+                raise
+            try:
+                await transaction.commit()
+            except Exception as error:
+                if is_foreign(error):
+                    raise translated(error, location.url) from error
+                raise
+        finally:
+            if connection.is_in_transaction():  # cancelled, or cut off, half way
+                connection.terminate()
+            guests.give_back(connection)
+
+
+async def _roll_back(connection: Any, transaction: Any) -> None:
+    try:
+        await transaction.rollback()
+    except Exception:  # the handler's own error is what counts; the server rolls back what is cut off
+        connection.terminate()

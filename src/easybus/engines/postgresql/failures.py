@@ -1,0 +1,66 @@
+"""The client library's errors as ours: by the class of the server's SQLSTATE, or by where they come from.
+
+A call that failed for reasons unknown may be tried again: only what the server surely refuses for good is `Refused`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from ...errors import ConfigurationError, EasybusError, Refused, Unavailable
+
+REFUSED = {
+    # class or code: what to do about it
+    "22": "the server cannot hold this value",
+    "23": "the database's own constraints refuse it",
+    "54": "it is over one of the server's limits",
+    "42501": "the role lacks a privilege: GRANT it on the bus's schema, its tables and its sequences",
+}
+MISCONFIGURED = {
+    # what only a first connection may say; later the server may be in the middle of being set up again
+    "28": "the server refuses this user or password; mend them in the URL (special characters as %XX), or in pg_hba.conf",
+    "3D000": "there is no such database: createdb it, or mend the URL",
+    "42704": "the server does not know an option of the URL",
+}
+AGAIN = ("40001", "40P01")
+"""Serialization failure, deadlock: the same call, made again, may succeed at once."""
+_WIPED = ("42P01", "3F000")
+"""No such table or schema: it was there when the engine was opened."""
+
+
+def translated(error: BaseException, url: str, *, first: bool = False) -> EasybusError:
+    """Our error for theirs. `first`: while opening, when what is misconfigured is said as such."""
+    if isinstance(error, EasybusError):
+        return error
+    code: str = getattr(error, "sqlstate", None) or ""
+    if first:
+        for known, advice in MISCONFIGURED.items():
+            if code.startswith(known):
+                return ConfigurationError(f"{url}: {_text(error)}: {advice}")
+        if isinstance(error, _CLIENT_CONFIGURATION):
+            return ConfigurationError(f"{url}: {type(error).__name__}: the client library refuses its settings")
+    for known, advice in REFUSED.items():
+        if code.startswith(known):
+            return Refused(f"{url}: {_text(error)}: {advice}")
+    return Unavailable(f"{url}: {_text(error)}")
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether it is of the client library or the network."""
+    return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError))
+
+
+def wiped(error: BaseException) -> bool:
+    """Whether the tables are gone."""
+    return getattr(error, "sqlstate", None) in _WIPED
+
+
+_named: Any = asyncpg.exceptions
+_CLIENT_CONFIGURATION: tuple[type[BaseException], ...] = (_named.ClientConfigurationError, ValueError)
+
+
+def _text(error: BaseException) -> str:
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -1,0 +1,91 @@
+"""The driver with the keys beside its messages: fetch with claim in two statements, completion with ack in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...clock import Clock
+from ..contract import Claim, Claimed, Delivery, Finish, Taken
+from .connections import Connection
+from .driver import PostgresqlDriver, fences
+from .keys import COMPLETED, FOREVER, PostgresqlKeys, answers, claim_keys, row_of, split
+from .session import Session
+from .waking import until_found
+
+_FINISH = (  # the key is done, and only then its delivery gone; as durable as a publish
+    f"WITH done AS ({COMPLETED}), "  # noqa: S608
+    "finished AS (SELECT delivery, attempt, owner "
+    "FROM unnest($1::bigint[], $2::text[], $4::bigint[], $5::int[], $6::bigint[]) "
+    "AS given(id, secret, delivery, attempt, owner) JOIN done ON done.id = given.id AND done.secret = given.secret), "
+    "gone AS (DELETE FROM {message} AS message USING finished WHERE message.id = finished.delivery "
+    "AND message.attempt = finished.attempt AND message.owner = finished.owner) SELECT id, secret FROM done"
+)
+
+
+class PostgresqlFusedDriver(PostgresqlDriver):
+    """`PostgresqlDriver` and the two fused steps."""
+
+    def __init__(self, clock: Clock, session: Session, keys: PostgresqlKeys) -> None:
+        super().__init__(clock, session)
+        self._keys = keys
+
+    async def take(
+        self,
+        queue: str,
+        limit: int,
+        wait: float,
+        lease: float,
+        parse: Callable[[Delivery], tuple[Claim | None, Any]],
+    ) -> list[Taken]:
+        session = self._session
+
+        async def attempt() -> tuple[list[Taken], float | None, int]:
+            number = await self.number(queue)
+
+            async def work(connection: Connection) -> tuple[list[Taken], float | None, int]:
+                deliveries = await self.own(connection, queue, number, limit, lease)
+                if not deliveries:
+                    return [], *await self.next_due(connection, queue)
+                try:
+                    return await self._claim(connection, deliveries, parse), None, number
+                except BaseException:
+                    self.give_back(queue, deliveries)
+                    raise
+
+            return await session.connections.run(work, undo=lambda result: self._take_back(queue, result[0]))
+
+        return await until_found(session.waker.watchers, self._clock, wait, await self.number(queue), attempt)
+
+    async def _claim(
+        self, connection: Connection, deliveries: list[Delivery], parse: Callable[[Delivery], tuple[Claim | None, Any]]
+    ) -> list[Taken]:
+        parsed = [parse(delivery) for delivery in deliveries]
+        claims = [claim for claim, _ in parsed if claim is not None]
+        results = iter(await claim_keys(connection, self._session.names, claims))
+        return [
+            Taken(delivery, value, None if claim is None else next(results))
+            for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
+        ]
+
+    def _take_back(self, queue: str, taken: Sequence[Taken]) -> None:
+        """What a cancelled take had claimed is free again, and then its deliveries are ready."""
+        tokens = [item.claim.token for item in taken if isinstance(item.claim, Claimed)]
+        deliveries = [item.delivery for item in taken]
+
+        async def back() -> None:
+            if tokens:
+                await self._keys.release(tokens)
+            self.give_back(queue, deliveries)
+
+        if taken:
+            self._session.later(back())
+
+    async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
+        names = self._session.names
+        ordered = sorted(batch, key=lambda item: row_of(item.token))  # no deadlocks
+        ids, secrets = split([item.token for item in ordered])
+        keeps = [min(item.keep, FOREVER) for item in ordered]
+        given = (ids, secrets, keeps, *fences([item.delivery for item in ordered]))
+        rows = await self._session.connections.run(lambda connection: connection.fetch(names(_FINISH), *given))
+        return answers([item.token for item in batch], {f"{row[0]}-{row[1]}" for row in rows})
