@@ -8,13 +8,13 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.servers.postgresql import PostgresqlServer
 
 from easybus.clock import SystemClock
 from easybus.engines.contract import Engine
 from easybus.engines.registry import create
 from easybus.testing.driver_contract import DriverContract
 from easybus.testing.storage_contract import Caller, StorageContract
-from tests.servers.postgresql import PostgresqlServer
 
 
 class User:
@@ -57,7 +57,7 @@ async def opened(url: str) -> Engine:
 class Postgresql:
     @pytest.fixture
     def url(self, postgresql_server: PostgresqlServer) -> str:
-        return postgresql_server.database()
+        return postgresql_server.schema()
 
     @pytest.fixture
     async def engine(self, url: str) -> AsyncIterator[Engine]:
@@ -75,7 +75,7 @@ class Postgresql:
 
     @pytest.fixture
     def caller(self, url: str) -> Caller:
-        return User(url)
+        return User(url.partition("?")[0])
 
 
 class TestDriver(Postgresql, DriverContract):

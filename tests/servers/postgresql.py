@@ -14,7 +14,7 @@ PASSWORD = "canary-7f3a"
 
 
 class PostgresqlServer(Server):
-    """A cluster of its own; `database()` makes a fresh database in it."""
+    """A cluster of its own; `schema()` gives each test tables of its own, `database()` a database."""
 
     name = "postgresql"
     user = "nobody"  # it refuses to be root's
@@ -78,6 +78,10 @@ class PostgresqlServer(Server):
         name = f"test_{next(self._numbers)}"
         self.psql(f'CREATE DATABASE "{name}"')
         return self.url(name)
+
+    def schema(self) -> str:
+        """The URL of a fresh schema, which is made by whoever opens it: quicker than a database."""
+        return f"{self.url()}?schema=test_{next(self._numbers)}"
 
     def url(self, database: str = "postgres") -> str:
         """The URL of one of its databases."""

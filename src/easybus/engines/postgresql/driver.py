@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -66,14 +66,16 @@ _ACK = (  # gone, each only under its fence; returns those that were
 _POSTPONE = (  # extended where it is kept, else given back
     "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => delay), "
     "owner = CASE WHEN keep THEN message.owner ELSE 0 END "
-    "FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::float8[], $5::bool[]) AS given(id, attempt, owner, delay, keep) "
+    "FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::float8[], $5::bool[]) "
+    "AS given(id, attempt, owner, delay, keep) "
     "WHERE message.id = given.id AND message.attempt = given.attempt AND message.owner = given.owner "
     f"RETURNING message.id, given.owner, {_LAZY}"
 )
 _MOVE = (  # the retry takes the delivery's place in one step
     "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => delay), body = given.body, "
     "attempt = 0, owner = 0 "
-    "FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::float8[], $5::bytea[]) AS given(id, attempt, owner, delay, body) "
+    "FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::float8[], $5::bytea[]) "
+    "AS given(id, attempt, owner, delay, body) "
     "WHERE message.id = given.id AND message.attempt = given.attempt AND message.owner = given.owner "
     "RETURNING message.id, given.owner"
 )
@@ -168,7 +170,7 @@ class PostgresqlDriver:
     async def own(self, connection: Connection, queue: str, number: int, limit: int, lease: float) -> list[Delivery]:
         """Take up to `limit` due messages."""
         owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
-        rows = await connection.fetch(self._session.names(_FETCH), number, limit, lease, owner)
+        rows: list[Any] = await connection.fetch(self._session.names(_FETCH), number, limit, lease, owner)
         rows.sort(key=lambda row: (row[0], row[1]))
         return [Delivery(queue, row[3], row[2], (row[1], owner)) for row in rows]
 

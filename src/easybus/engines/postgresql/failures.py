@@ -20,7 +20,7 @@ REFUSED = {
 }
 MISCONFIGURED = {
     # what only a first connection may say; later the server may be in the middle of being set up again
-    "28": "the server refuses this user or password; mend them in the URL (special characters as %XX), or in pg_hba.conf",
+    "28": "the server refuses this user or password; mend the URL (special characters as %XX), or pg_hba.conf",
     "3D000": "there is no such database: createdb it, or mend the URL",
     "42704": "the server does not know an option of the URL",
 }

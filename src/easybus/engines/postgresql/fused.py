@@ -14,7 +14,7 @@ from .session import Session
 from .waking import until_found
 
 _FINISH = (  # the key is done, and only then its delivery gone; as durable as a publish
-    f"WITH done AS ({COMPLETED}), "  # noqa: S608
+    f"WITH done AS ({COMPLETED}), "
     "finished AS (SELECT delivery, attempt, owner "
     "FROM unnest($1::bigint[], $2::text[], $4::bigint[], $5::int[], $6::bigint[]) "
     "AS given(id, secret, delivery, attempt, owner) JOIN done ON done.id = given.id AND done.secret = given.secret), "

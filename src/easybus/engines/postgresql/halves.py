@@ -32,17 +32,16 @@ _CLAIM_DUE = (  # each half to one checker, under a fresh token
     "WITH due AS MATERIALIZED (SELECT key, due_at AS since FROM {half} "
     "WHERE (service, topic) IN (SELECT * FROM unnest($1::text[], $2::text[])) AND due_at <= now() "
     "ORDER BY due_at, key LIMIT $3 FOR UPDATE SKIP LOCKED) "
-    "UPDATE {half} AS half SET token = $4 || half.key, due_at = now() + make_interval(secs => $5) FROM due "  # noqa: S608
+    "UPDATE {half} AS half SET token = $4 || half.key, due_at = now() + make_interval(secs => $5) FROM due "
     f"WHERE half.key = due.key RETURNING due.since, half.key, {_COLUMNS}"
 )
 _CLAIM = (
-    "UPDATE {half} AS half SET token = $2, due_at = now() + make_interval(secs => $3) WHERE place = $1 "  # noqa: S608
+    "UPDATE {half} AS half SET token = $2, due_at = now() + make_interval(secs => $3) WHERE place = $1 "
     f"RETURNING {_COLUMNS}"
 )
-_FETCH = f"SELECT {_COLUMNS} FROM {{half}} AS half WHERE place = $1"  # noqa: S608
+_FETCH = f"SELECT {_COLUMNS} FROM {{half}} AS half WHERE place = $1"
 _FIND = (
-    f"SELECT {_COLUMNS} FROM {{half}} AS half WHERE $1::text IS NULL OR service = $1 "  # noqa: S608
-    "ORDER BY created_at, key LIMIT $2"
+    f"SELECT {_COLUMNS} FROM {{half}} AS half WHERE $1::text IS NULL OR service = $1 ORDER BY created_at, key LIMIT $2"
 )
 
 

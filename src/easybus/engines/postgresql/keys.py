@@ -65,7 +65,7 @@ _RENEW = (  # committed lazily: a renewal that is lost ends the lease
     "ON CONFLICT (key_id) DO UPDATE SET secret = excluded.secret, until_at = excluded.until_at "
     "RETURNING key_id, secret, set_config('synchronous_commit', 'off', true)"
 )
-_LOOKUP = f"SELECT state, {_LIVE} FROM {{key}} AS key WHERE queue = $1 AND key = $2"  # noqa: S608
+_LOOKUP = f"SELECT state, {_LIVE} FROM {{key}} AS key WHERE queue = $1 AND key = $2"
 _PURGE = (
     "WITH gone AS (DELETE FROM {key} WHERE id = ANY (ARRAY(SELECT id FROM {key} WHERE state <> 1 AND until_at <= now() "
     "ORDER BY until_at LIMIT $1 FOR UPDATE SKIP LOCKED)) RETURNING id), "
@@ -161,7 +161,7 @@ async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim
         first.setdefault(key, at)
     secrets = os.urandom(12 * len(batch)).hex()
     given = sorted(first.items())  # in one order everywhere: no deadlocks
-    rows = await connection.fetch(
+    rows: list[Any] = await connection.fetch(
         names(_CLAIM),
         [key[0] for key, _ in given],
         [key[1] for key, _ in given],

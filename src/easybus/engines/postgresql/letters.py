@@ -6,6 +6,7 @@ its history whole: who stores, marks or edits writes the row first, and reads th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -45,13 +46,13 @@ _MARKED = (  # marked letters, each to one replayer, with a new fence
     f"WHERE dead.id = due.id RETURNING dead.id, {_NOW}, {_COLUMNS}"
 )
 _REMOVE = "DELETE FROM {dead} WHERE queue = $1 AND place = $2 AND fence = $3"
-_GET = f"SELECT id, {_NOW}, {_COLUMNS} FROM {{dead}} WHERE queue = $1 AND place = $2"  # noqa: S608
-_GET_BY_ID = f"SELECT id, {_NOW}, {_COLUMNS} FROM {{dead}} WHERE queue = $1 AND message_id = $2 LIMIT 2"  # noqa: S608
+_GET = f"SELECT id, {_NOW}, {_COLUMNS} FROM {{dead}} WHERE queue = $1 AND place = $2"
+_GET_BY_ID = f"SELECT id, {_NOW}, {_COLUMNS} FROM {{dead}} WHERE queue = $1 AND message_id = $2 LIMIT 2"
 _LOCKED = " FOR UPDATE"
 _MARK = "UPDATE {dead} SET marked = true, until_at = '-infinity', history = $2 WHERE id = $1"
 _DELETE = "DELETE FROM {dead} WHERE id = $1"
 _FIND = (
-    f"SELECT id, {_NOW}, {_COLUMNS} FROM {{dead}} WHERE ($1::text IS NULL OR queue = $1) "  # noqa: S608
+    f"SELECT id, {_NOW}, {_COLUMNS} FROM {{dead}} WHERE ($1::text IS NULL OR queue = $1) "
     "AND ($2::text IS NULL OR position($2 IN reason) > 0 OR position($2 IN error_type) > 0) "
     "AND ($3::float8 IS NULL OR last_failed < $3) ORDER BY last_failed, id LIMIT $4"
 )
@@ -152,10 +153,8 @@ class PostgresqlLetters:
                 if row is None:
                     return None
                 letter = _read(row)
-                try:
+                with contextlib.suppress(EnvelopeError):
                     letter.message_id = Message.from_bytes(body).id
-                except EnvelopeError:
-                    pass
                 await connection.execute(self._names(_DELETE), row[0])
                 letter.body, letter.history = body, _entry(letter.history, row[1], "edited")
                 return await self._store(connection, letter)

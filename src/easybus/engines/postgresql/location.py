@@ -123,8 +123,8 @@ def _check_hosts(parts: SplitResult, shown: str) -> None:
             name = ""
         if not (name if colon else host):
             raise ConfigurationError(
-                f"this postgresql:// URL names no host, or a wrong port; {_SPELLING}, with '/', '?', '#', '@' and ':' in "
-                "user and password written %2F, %3F, %23, %40 and %3A"
+                f"this postgresql:// URL names no host, or a wrong port; {_SPELLING}, with '/', '?', '#', '@' and ':' "
+                "in user and password written %2F, %3F, %23, %40 and %3A"
             )
     if "@" in user_info or ":" in user_info.partition(":")[2]:
         raise ConfigurationError(

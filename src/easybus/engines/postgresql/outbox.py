@@ -37,7 +37,7 @@ _CLAIM = (  # whole transactions, of which no row is claimed or backed off, olde
     "AND other.service = $1 AND NOT other.parked AND other.due_at > now()) ORDER BY id LIMIT $2), "
     "held AS MATERIALIZED (SELECT id FROM {outbox} WHERE transaction = ANY (ARRAY(SELECT transaction FROM free)) "
     "AND service = $1 AND NOT parked AND due_at <= now() ORDER BY id FOR UPDATE) "
-    "UPDATE {outbox} SET token = $3, due_at = now() + make_interval(secs => $4) "  # noqa: S608
+    "UPDATE {outbox} SET token = $3, due_at = now() + make_interval(secs => $4) "
     f"WHERE id = ANY (ARRAY(SELECT id FROM held)) RETURNING {_COLUMNS}"
 )
 _DELETE = (
@@ -56,7 +56,7 @@ _UNPARK = (
     "UPDATE {outbox} SET parked = false, due_at = '-infinity', token = '', error = '' WHERE transaction = $1 AND parked"
 )
 _FIND = (
-    f"SELECT {_COLUMNS} FROM {{outbox}} WHERE ($1::text IS NULL OR service = $1) "  # noqa: S608
+    f"SELECT {_COLUMNS} FROM {{outbox}} WHERE ($1::text IS NULL OR service = $1) "
     "AND (parked OR NOT $2) ORDER BY id LIMIT $3"
 )
 
@@ -95,7 +95,11 @@ class PostgresqlOutbox:
 
     async def claim(self, service: str, limit: int, lease: float) -> list[OutboxRow]:
         given = (escape(service), limit, os.urandom(12).hex(), min(lease, FOREVER))
-        rows = await self._session.connections.run(lambda connection: connection.fetch(self._names(_CLAIM), *given))
+
+        async def work(connection: Connection) -> list[Any]:
+            return await connection.fetch(self._names(_CLAIM), *given)
+
+        rows = await self._session.connections.run(work)
         rows.sort(key=lambda row: row["id"])
         place: dict[str, int] = {}
         for row in rows:

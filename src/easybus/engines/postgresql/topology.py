@@ -113,7 +113,7 @@ class Topology:
         if any(isinstance(change, Binding) for change in changes):
             changes = sorted(changes, key=lambda change: isinstance(change, Binding))
         snapshot = await self.current(connections)
-        if all([snapshot.has(change) for change in changes]):
+        if all(snapshot.has(change) for change in changes):
             return
         await connections.run(lambda connection: self._declare(connection, changes))
 

@@ -106,11 +106,11 @@ class Waker:
 
     async def _run(self) -> None:
         pause = 0.1
-        while True:
+        while not self._closing:
             connection: Connection = None
             try:
                 connection = await connect(self._location, plain=True)
-                connection.add_termination_listener(lambda _: self._asked.set())
+                connection.add_termination_listener(self._lost)
                 await connection.add_listener(self._channel, self._heard)
                 self.watchers.wake_all()  # nobody told us what was committed meanwhile
                 pause = 0.1
@@ -123,8 +123,9 @@ class Waker:
                 if connection is not None:
                     with contextlib.suppress(Exception):
                         await disconnect(connection)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            if not self._closing:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
 
     async def _tell(self, connection: Connection) -> None:
         """Send what is pending, until the connection is lost."""
@@ -146,6 +147,9 @@ class Waker:
                 cut.cancel()
             if self._pending:
                 loop.call_later(_APART, self._asked.set)
+
+    def _lost(self, connection: Connection) -> None:
+        self._asked.set()
 
     def _heard(self, connection: Connection, pid: int, channel: str, payload: str) -> None:
         if payload and pid != connection.get_server_pid():
