@@ -32,10 +32,10 @@ OLDEST = (13, 0)
 _TRIES = 5
 _CLOSING = 2.0
 
-_PLANS = (  # every statement here is a look-up by an index, and is planned as one whatever the tables' statistics say
+_PLANS = (  # every statement of ours looks up by an index, and is planned so whatever the statistics say
     "SELECT set_config(name, value, false) FROM (VALUES ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), "
-    "('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'), ('enable_sort', 'off'), ('jit', 'off'), "
-    "('plan_cache_mode', 'force_generic_plan')) AS wanted(name, value)"
+    "('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'), ('enable_sort', 'off'), "
+    "('enable_material', 'off'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan')) AS wanted(name, value)"
 )
 
 

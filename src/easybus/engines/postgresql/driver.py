@@ -1,8 +1,9 @@
 """Queues and topics in tables.
 
-A message is ready when `visible_at` is past, in flight while a fetch owns it (`owner` is that fetch's random number,
-`visible_at` the end of its lease), else delayed. Each settlement acts under (id, attempt, owner): a lazily committed
-fetch that a dying server forgets gives an attempt out twice, never an owner.
+A message is ready when `visible_at` is past, in flight while a fetch owns it (`visible_at` is the end of its lease),
+else delayed. `owner` is the fetch's random number plus the row's id: fresh for every delivery, and of no other row. So
+settlements act under (id, owner), in two lists that need no pairing. The attempt would not do for a fence: a lazily
+committed fetch that a dying server forgets gives an attempt out twice, never an owner.
 
 Publishes and moves are as durable as the server commits; fetches, extensions, nacks and acks are committed lazily
 (`_LAZY`): losing one delivers again.
@@ -48,35 +49,32 @@ _INSERT = (  # nothing, where what the rows were routed by is no longer what is 
     "FROM unnest($2::bigint[], $3::float8[], $4::bytea[]) AS given(queue_id, delay, body) "
     "WHERE (SELECT value FROM {meta} WHERE name = 'bindings') = $1"
 )
-_FETCH = (  # each row to one fetch only; the lease begins now
+_FETCH = (  # each row to one fetch only, under an owner of its own; the lease begins now
     "WITH due AS MATERIALIZED (SELECT id, visible_at FROM {message} WHERE queue_id = $1 AND visible_at <= now() "
     "ORDER BY visible_at, id LIMIT $2 FOR UPDATE SKIP LOCKED) "
-    "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => $3), attempt = attempt + 1, owner = $4 "
-    f"FROM due WHERE message.id = due.id RETURNING due.visible_at, message.id, attempt, body, {_LAZY}"
+    "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => $3), attempt = attempt + 1, "
+    "owner = $4 + message.id FROM due WHERE message.id = due.id AND message.id = ANY (ARRAY(SELECT id FROM due)) "
+    f"RETURNING due.visible_at, message.id, attempt, body, {_LAZY}"
 )
 _NEXT_DUE = (  # the queue's id as it is now, and the seconds until its next row is due
     "SELECT id, (SELECT extract(epoch FROM visible_at - now())::float8 FROM {message} WHERE queue_id = queue.id "
     "ORDER BY visible_at LIMIT 1) FROM {queue} AS queue WHERE name = $1"
 )
-_ACK = (  # gone, each only under its fence; returns those that were
-    "DELETE FROM {message} AS message USING unnest($1::bigint[], $2::int[], $3::bigint[]) AS given(id, attempt, owner) "
-    "WHERE message.id = given.id AND message.attempt = given.attempt AND message.owner = given.owner "
-    f"RETURNING message.id, message.owner, {_LAZY}"
+_ACK = (  # gone, each only under its owner; returns those that were
+    f"DELETE FROM {{message}} WHERE id = ANY ($1::bigint[]) AND owner = ANY ($2::bigint[]) RETURNING id, owner, {_LAZY}"
 )
 _POSTPONE = (  # extended where it is kept, else given back
     "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => delay), "
     "owner = CASE WHEN keep THEN message.owner ELSE 0 END "
-    "FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::float8[], $5::bool[]) "
-    "AS given(id, attempt, owner, delay, keep) "
-    "WHERE message.id = given.id AND message.attempt = given.attempt AND message.owner = given.owner "
+    "FROM unnest($1::bigint[], $2::bigint[], $3::float8[], $4::bool[]) AS given(id, owner, delay, keep) "
+    "WHERE message.id = ANY ($1) AND message.id = given.id AND message.owner = given.owner "
     f"RETURNING message.id, given.owner, {_LAZY}"
 )
 _MOVE = (  # the retry takes the delivery's place in one step
     "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => delay), body = given.body, "
     "attempt = 0, owner = 0 "
-    "FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::float8[], $5::bytea[]) "
-    "AS given(id, attempt, owner, delay, body) "
-    "WHERE message.id = given.id AND message.attempt = given.attempt AND message.owner = given.owner "
+    "FROM unnest($1::bigint[], $2::bigint[], $3::float8[], $4::bytea[]) AS given(id, owner, delay, body) "
+    "WHERE message.id = ANY ($1) AND message.id = given.id AND message.owner = given.owner "
     "RETURNING message.id, given.owner"
 )
 _STATS = (
@@ -169,10 +167,10 @@ class PostgresqlDriver:
 
     async def own(self, connection: Connection, queue: str, number: int, limit: int, lease: float) -> list[Delivery]:
         """Take up to `limit` due messages."""
-        owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
+        owner = int.from_bytes(os.urandom(8), "big") >> 2
         rows: list[Any] = await connection.fetch(self._session.names(_FETCH), number, limit, lease, owner)
         rows.sort(key=lambda row: (row[0], row[1]))
-        return [Delivery(queue, row[3], row[2], (row[1], owner)) for row in rows]
+        return [Delivery(queue, row[3], row[2], (row[1], owner + row[1])) for row in rows]
 
     async def next_due(self, connection: Connection, queue: str) -> tuple[float | None, int]:
         """In how many seconds the queue's next message is due, and the queue's id. Raises `NotDeclared`."""
@@ -316,10 +314,6 @@ def _parts(batch: Sequence[Publication]) -> Iterator[Sequence[Publication]]:
     yield batch[begin:]
 
 
-def fences(deliveries: Sequence[Delivery]) -> tuple[list[int], list[int], list[int]]:
-    """Ids, attempts and owners."""
-    return (
-        [delivery.receipt[0] for delivery in deliveries],
-        [delivery.attempt for delivery in deliveries],
-        [delivery.receipt[1] for delivery in deliveries],
-    )
+def fences(deliveries: Sequence[Delivery]) -> tuple[list[int], list[int]]:
+    """Ids and owners."""
+    return [delivery.receipt[0] for delivery in deliveries], [delivery.receipt[1] for delivery in deliveries]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,17 +10,14 @@ from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .connections import Connection
 from .driver import PostgresqlDriver, fences
-from .keys import COMPLETED, FOREVER, PostgresqlKeys, answers, claim_keys, row_of, split
+from .keys import COMPLETE, FOREVER, PostgresqlKeys, answers, claim_keys, row_of, split
 from .session import Session
 from .waking import until_found
 
-_FINISH = (  # the key is done, and only then its delivery gone; as durable as a publish
-    f"WITH done AS ({COMPLETED}), "
-    "finished AS (SELECT delivery, attempt, owner "
-    "FROM unnest($1::bigint[], $2::text[], $4::bigint[], $5::int[], $6::bigint[]) "
-    "AS given(id, secret, delivery, attempt, owner) JOIN done ON done.id = given.id AND done.secret = given.secret), "
-    "gone AS (DELETE FROM {message} AS message USING finished WHERE message.id = finished.delivery "
-    "AND message.attempt = finished.attempt AND message.owner = finished.owner) SELECT id, secret FROM done"
+_FINISH = (  # keys are done, and only then their deliveries gone; as durable as a publish
+    f"WITH done AS ({COMPLETE}), gone AS (DELETE FROM {{message}} WHERE id = ANY (ARRAY("
+    "SELECT delivery FROM unnest($4::bigint[], $5::bigint[]) AS given(secret, delivery) "
+    "WHERE secret = ANY (ARRAY(SELECT secret FROM done)))) AND owner = ANY ($6::bigint[])) SELECT id, secret FROM done"
 )
 
 
@@ -82,10 +80,17 @@ class PostgresqlFusedDriver(PostgresqlDriver):
             self._session.later(back())
 
     async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
-        names = self._session.names
-        ordered = sorted(batch, key=lambda item: row_of(item.token))  # no deadlocks
-        ids, secrets = split([item.token for item in ordered])
-        keeps = [min(item.keep, FOREVER) for item in ordered]
-        given = (ids, secrets, keeps, *fences([item.delivery for item in ordered]))
-        rows = await self._session.connections.run(lambda connection: connection.fetch(names(_FINISH), *given))
-        return answers([item.token for item in batch], {f"{row[0]}-{row[1]}" for row in rows})
+        by_keep: dict[float, list[Finish]] = defaultdict(list)
+        for item in batch:
+            by_keep[item.keep].append(item)
+        done: set[str] = set()
+        for keep, items in by_keep.items():
+            done |= await self._finish(items, min(keep, FOREVER))
+        return answers([item.token for item in batch], done)
+
+    async def _finish(self, batch: Sequence[Finish], keep: float) -> set[str]:
+        statement = self._session.names(_FINISH)
+        secrets = [row_of(item.token)[1] for item in batch]
+        given = (*split([item.token for item in batch]), keep, secrets, *fences([item.delivery for item in batch]))
+        rows = await self._session.connections.run(lambda connection: connection.fetch(statement, *given))
+        return {f"{row[0]}-{row[1]}" for row in rows}

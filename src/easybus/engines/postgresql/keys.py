@@ -3,13 +3,16 @@
     FREE(0) → CLAIMED(1, secret, until_at = lease) → DONE(2, until_at = expiry)       failure: CLAIMED → FREE
     CLAIMED past its lease → CLAIMED under a new secret; DONE past its expiry counts as not there
 
-A token is `<row>-<secret>`. The key's row changes at claim, takeover, completion and release only. A renewal is a row
+A token is `<row>-<secret>`, the secret a random number of its own, so that rows and secrets of many tokens need no
+pairing. The key's row changes at claim, takeover, completion and release only. A renewal is a row
 of `lease`: it never makes the completion in a handler's open transaction fail, whatever its isolation level.
 """
 
 from __future__ import annotations
 
 import os
+import struct
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -23,14 +26,14 @@ FOREVER = 1e10  # seconds: what a timestamp can still hold
 _BUSY, _DONE, _CONFLICT = Busy(), Done(), Conflict()
 _Key: TypeAlias = tuple[str, str]
 
-_LIVE = (  # whether the key's claim or completion holds now
-    "(key.until_at > now() OR (key.state = 1 AND EXISTS (SELECT 1 FROM {lease} AS lease WHERE lease.key_id = key.id "
-    "AND lease.secret = key.secret AND lease.until_at > now())))"
+_LIVE = (  # whether the key's claim or completion holds now; EXISTS would be planned as a hash of all leases
+    "(key.until_at > now() OR (key.state = 1 AND coalesce((SELECT lease.until_at FROM {lease} AS lease "
+    "WHERE lease.key_id = key.id AND lease.secret = key.secret), '-infinity') > now()))"
 )
 _CLAIM = (  # one owner a key: a row that another holds, or has done, or that has another digest, is not returned
     "INSERT INTO {key} AS key (queue, key, digest, secret, replay, until_at, state, starts, again) "
     "SELECT queue, key, digest, secret, replay, now() + make_interval(secs => seconds), 1, 1, false "
-    "FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::text[], $6::float8[]) "
+    "FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[], $5::text[], $6::float8[]) "
     "AS given(queue, key, digest, secret, replay, seconds) ON CONFLICT (queue, key) DO UPDATE SET "
     "digest = excluded.digest, secret = excluded.secret, until_at = excluded.until_at, state = 1, "
     "again = key.state <> 2, "
@@ -39,14 +42,14 @@ _CLAIM = (  # one owner a key: a row that another holds, or has done, or that ha
     "WHERE CASE key.state WHEN 2 THEN key.until_at <= now() WHEN 0 THEN key.digest = excluded.digest "
     f"ELSE key.digest = excluded.digest AND NOT {_LIVE} END RETURNING queue, key, id, starts, again"
 )
-_LOOK = (
-    f"SELECT key.queue, key.key, digest, state, {_LIVE} FROM unnest($1::text[], $2::text[]) AS given(queue, key) "
-    "JOIN {key} AS key ON key.queue = given.queue AND key.key = given.key"
+_LOOK = (  # OFFSET 0: looked up one by one
+    "SELECT found.* FROM unnest($1::text[], $2::text[]) AS given(queue, key) CROSS JOIN LATERAL "
+    f"(SELECT queue, key, digest, state, {_LIVE} FROM {{key}} AS key "
+    "WHERE key.queue = given.queue AND key.key = given.key OFFSET 0) AS found"
 )
-COMPLETED = (  # CLAIMED → DONE, each under its token
-    "UPDATE {key} AS key SET state = 2, starts = 0, until_at = now() + make_interval(secs => keep) "
-    "FROM unnest($1::bigint[], $2::text[], $3::float8[]) AS given(id, secret, keep) "
-    "WHERE key.id = given.id AND key.secret = given.secret AND state = 1 RETURNING key.id, key.secret"
+COMPLETE = (  # CLAIMED → DONE, each under its token
+    "UPDATE {key} SET state = 2, starts = 0, until_at = now() + make_interval(secs => $3) "
+    "WHERE id = ANY ($1::bigint[]) AND secret = ANY ($2::bigint[]) AND state = 1 RETURNING id, secret"
 )
 _COMPLETE_ONE = (  # the last statement of a caller's transaction, which from now on may hold others up for 5 s at most
     "UPDATE {key} SET state = 2, starts = 0, until_at = clock_timestamp() + make_interval(secs => $1) "
@@ -54,14 +57,13 @@ _COMPLETE_ONE = (  # the last statement of a caller's transaction, which from no
     "RETURNING set_config('idle_in_transaction_session_timeout', '5000', true)"
 )
 _RELEASE = (  # CLAIMED → FREE, each under its token; forgotten in a day
-    "UPDATE {key} AS key SET state = 0, starts = 0, until_at = now() + interval '1 day' "
-    "FROM unnest($1::bigint[], $2::text[]) AS given(id, secret) "
-    "WHERE key.id = given.id AND key.secret = given.secret AND state = 1 RETURNING key.id, key.secret"
+    "UPDATE {key} SET state = 0, starts = 0, until_at = now() + interval '1 day' "
+    "WHERE id = ANY ($1::bigint[]) AND secret = ANY ($2::bigint[]) AND state = 1 RETURNING id, secret"
 )
 _RENEW = (  # committed lazily: a renewal that is lost ends the lease
     "INSERT INTO {lease} AS lease (key_id, secret, until_at) "
-    "SELECT key.id, key.secret, now() + make_interval(secs => $3) FROM unnest($1::bigint[], $2::text[]) "
-    "AS given(id, secret) JOIN {key} AS key ON key.id = given.id AND key.secret = given.secret AND key.state = 1 "
+    "SELECT id, secret, now() + make_interval(secs => $3) FROM {key} "
+    "WHERE id = ANY ($1::bigint[]) AND secret = ANY ($2::bigint[]) AND state = 1 ORDER BY id "
     "ON CONFLICT (key_id) DO UPDATE SET secret = excluded.secret, until_at = excluded.until_at "
     "RETURNING key_id, secret, set_config('synchronous_commit', 'off', true)"
 )
@@ -93,22 +95,22 @@ class PostgresqlKeys:
             self._session.later(self.release(tokens))
 
     async def renew(self, tokens: Sequence[str], lease: float) -> list[bool]:
-        return await self._under(_RENEW, tokens, min(lease, FOREVER))
+        return answers(tokens, await self._under(_RENEW, tokens, min(lease, FOREVER)))
 
     async def complete(self, batch: Sequence[tuple[str, float]]) -> list[bool]:
-        ordered = sorted(batch, key=lambda item: row_of(item[0]))
-        keeps = [min(keep, FOREVER) for _, keep in ordered]
-        done = await self._run(COMPLETED, [token for token, _ in ordered], keeps)
+        by_keep: dict[float, list[str]] = defaultdict(list)
+        for token, keep in batch:
+            by_keep[keep].append(token)
+        done: set[str] = set()
+        for keep, tokens in by_keep.items():
+            done |= await self._under(COMPLETE, tokens, min(keep, FOREVER))
         return answers([token for token, _ in batch], done)
 
     async def release(self, tokens: Sequence[str]) -> list[bool]:
-        return await self._under(_RELEASE, tokens)
+        return answers(tokens, await self._under(_RELEASE, tokens))
 
-    async def _under(self, statement: str, tokens: Sequence[str], *given: Any) -> list[bool]:
-        # Sorted: two batches then lock their rows in one order, and no deadlock is to be resolved.
-        return answers(tokens, await self._run(statement, sorted(set(tokens), key=row_of), *given))
-
-    async def _run(self, statement: str, tokens: Sequence[str], *given: Any) -> set[str]:
+    async def _under(self, statement: str, tokens: Sequence[str], *given: Any) -> set[str]:
+        """Do this to the rows of these tokens; returns the tokens that were the holders'."""
         statement = self._session.names(statement)
         ids, secrets = split(tokens)
         rows = await self._session.connections.run(lambda connection: connection.fetch(statement, ids, secrets, *given))
@@ -131,16 +133,17 @@ class PostgresqlKeys:
         return await self._session.connections.run(lambda connection: connection.fetchval(statement, limit))
 
 
-def row_of(token: str) -> tuple[int, str]:
+def row_of(token: str) -> tuple[int, int]:
     """The row that a token names, and its secret; row 0, which is none, for what is no token."""
-    number, _, secret = token.partition("-")
-    known = number.isascii() and number.isdecimal() and len(number) < 19 and secret.isalnum()
-    return (int(number), secret) if known else (0, "")
+    row, _, secret = token.partition("-")
+    known = all(part.isascii() and part.isdecimal() and len(part) < 20 for part in (row, secret))
+    found = (int(row), int(secret)) if known else (0, 0)
+    return found if max(found) < 1 << 63 else (0, 0)
 
 
-def split(tokens: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Rows and secrets of tokens."""
-    pairs = [row_of(token) for token in tokens]
+def split(tokens: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Rows and secrets of tokens, in the order of the rows: batches that lock in one order make no deadlocks."""
+    pairs = sorted({row_of(token) for token in tokens})
     return [row for row, _ in pairs], [secret for _, secret in pairs]
 
 
@@ -159,14 +162,14 @@ async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim
     keys = [(escape(claim.queue), indexed(claim.id)) for claim in batch]
     for at, key in enumerate(keys):
         first.setdefault(key, at)
-    secrets = os.urandom(12 * len(batch)).hex()
+    secrets = [number >> 1 for number in struct.unpack(f"{len(batch)}Q", os.urandom(8 * len(batch)))]
     given = sorted(first.items())  # in one order everywhere: no deadlocks
     rows: list[Any] = await connection.fetch(
         names(_CLAIM),
         [key[0] for key, _ in given],
         [key[1] for key, _ in given],
         [batch[at].digest for _, at in given],
-        [secrets[24 * at : 24 * at + 24] for _, at in given],
+        [secrets[at] for _, at in given],
         [escape(batch[at].replay) for _, at in given],
         [min(batch[at].lease, FOREVER) for _, at in given],
     ) if given else []  # fmt: skip
@@ -180,7 +183,7 @@ async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim
             results.append(_BUSY if batch[leader].digest == claim.digest else _CONFLICT)
         elif key in taken:
             _, _, row, starts, again = taken[key]
-            results.append(Claimed(f"{row}-{secrets[24 * at : 24 * at + 24]}", again, starts))
+            results.append(Claimed(f"{row}-{secrets[at]}", again, starts))
         else:
             results.append(_refusal(refused.get(key), claim))
     return results

@@ -10,6 +10,7 @@ the first row that they share; the second then finds all rows of that transactio
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,10 +41,7 @@ _CLAIM = (  # whole transactions, of which no row is claimed or backed off, olde
     "UPDATE {outbox} SET token = $3, due_at = now() + make_interval(secs => $4) "
     f"WHERE id = ANY (ARRAY(SELECT id FROM held)) RETURNING {_COLUMNS}"
 )
-_DELETE = (
-    "DELETE FROM {outbox} AS row USING unnest($1::bigint[], $2::text[]) AS given(id, token) "
-    "WHERE row.id = given.id AND row.token = given.token"
-)
+_DELETE = "DELETE FROM {outbox} WHERE id = ANY ($1::bigint[]) AND token = $2"
 _RELEASE = (
     "UPDATE {outbox} SET token = '', due_at = now() + make_interval(secs => $3), failures = failures + $4, error = $5 "
     "WHERE transaction = $1 AND token = $2"
@@ -108,8 +106,10 @@ class PostgresqlOutbox:
         return [_read(row) for row in rows]
 
     async def delete(self, rows: Sequence[tuple[str, str]]) -> int:
-        ordered = sorted((int(row), token) for row, token in rows)
-        return await self._change(_DELETE, [row for row, _ in ordered], [token for _, token in ordered])
+        by_token: dict[str, list[int]] = defaultdict(list)
+        for row, token in rows:
+            by_token[token].append(int(row))
+        return sum([await self._change(_DELETE, ids, token) for token, ids in by_token.items()])
 
     async def release(self, transaction: str, token: str, delay: float, error: str = "") -> None:
         due_in = min(delay, FOREVER)

@@ -35,7 +35,7 @@ CREATE TABLE {{binding}} (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, topic_id bigint NOT NULL, queue_id bigint NOT NULL,
   pattern text COLLATE "C" NOT NULL);
 
--- owner: 0, or the random number of the fetch that holds it until visible_at.
+-- owner: 0, or the random number of the delivery that lasts until visible_at.
 CREATE TABLE {{message}} (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, queue_id bigint NOT NULL, visible_at timestamptz NOT NULL,
   owner bigint NOT NULL DEFAULT 0, attempt integer NOT NULL DEFAULT 0, body bytea NOT NULL) {_BUSY};
@@ -46,11 +46,11 @@ CREATE INDEX {{message_due}} ON {{message}} (queue_id, visible_at, id);
 CREATE TABLE {{key}} (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, until_at timestamptz NOT NULL, starts integer NOT NULL,
   state smallint NOT NULL, again boolean NOT NULL, queue text COLLATE "C" NOT NULL, key text COLLATE "C" NOT NULL,
-  digest bytea NOT NULL, secret text NOT NULL, replay text NOT NULL, UNIQUE (queue, key)) {_BUSY};
+  digest bytea NOT NULL, secret bigint NOT NULL, replay text NOT NULL, UNIQUE (queue, key)) {_BUSY};
 CREATE INDEX {{key_over}} ON {{key}} (until_at) WHERE state <> 1;
 
 -- Renewals, in rows of their own: the key's row is left alone while a handler's transaction is to change it.
-CREATE TABLE {{lease}} (key_id bigint PRIMARY KEY, secret text NOT NULL, until_at timestamptz NOT NULL) {_BUSY};
+CREATE TABLE {{lease}} (key_id bigint PRIMARY KEY, secret bigint NOT NULL, until_at timestamptz NOT NULL) {_BUSY};
 
 CREATE TABLE {{dead}} (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, queue text COLLATE "C" NOT NULL, place text COLLATE "C" NOT NULL,
