@@ -199,7 +199,7 @@ def test_pickle_is_used_nowhere() -> None:
     ] == []
 
 
-OPTIONAL = ["apsw", "typer", "rich", "pydantic", "sqlalchemy", "watchfiles", "uvloop", "sqlite3"]
+OPTIONAL = ["apsw", "asyncpg", "typer", "rich", "pydantic", "sqlalchemy", "watchfiles", "uvloop", "sqlite3"]
 
 
 def test_importing_easybus_imports_no_engine_and_no_extra() -> None:

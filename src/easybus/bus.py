@@ -35,6 +35,7 @@ from .receiving.invoke import Middleware, Provided
 from .receiving.retry import DEFAULT, Retrying
 from .running import Running, Signals
 from .sending.outbox import write as write_outbox
+from .sending.outbox import write_async as write_outbox_async
 from .topic import Queue, Topic
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class Bus(Declaring):
         now, otherwise = self._clock.time(), self._require_default
         message, publication = publication_of(contract, value, options, now, require, otherwise=otherwise)
         if within is not None:
-            write_outbox(within, opened.outboxes, self.service, [publication], opened.wake_relays)
+            await write_outbox_async(within, opened.outboxes, self.service, [publication], opened.wake_relays)
             return message
         opened.refuse_inside_transaction()
         try:
@@ -263,7 +264,7 @@ class Bus(Declaring):
             await self._declare(opened, contract, within)
         messages, publications = self._publications(contract, values, require)
         if within is not None:
-            write_outbox(within, opened.outboxes, self.service, publications, opened.wake_relays)
+            await write_outbox_async(within, opened.outboxes, self.service, publications, opened.wake_relays)
             return messages
         opened.refuse_inside_transaction()
         futures = [opened.publisher.publish(publication) for publication in publications]

@@ -53,7 +53,9 @@ class ExactlyOnce:
                 if points.hook is not None:
                     await points.reach("within.effect")
                 statement, parameters = self._keys.completion(hand.token, self._keep)
-                if transactions.find(transaction).execute(statement, parameters) != 1:
+                caller = transactions.find(transaction)
+                changed = caller.execute(statement, parameters)
+                if (await changed if caller.is_async else changed) != 1:
                     raise NotTheHolder
                 if points.hook is not None:
                     await points.reach("within.done")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 from ..engines.contract import OutboxStorage, Publication
 from ..errors import ConfigurationError
-from ..transactions import CallerTransaction, check, find
+from ..transactions import CallerTransaction, check, check_open, find
 
-__all__ = ["write"]
+__all__ = ["write", "write_async"]
 
 
 def write(
@@ -32,14 +32,10 @@ def write(
         ConfigurationError: `tx` is of no supported library, closed, outside a transaction, or of a database that none
             of `outboxes` lies in; nothing was written.
     """
-    if not outboxes:
-        raise ConfigurationError(
-            "within= needs a database that the bus relays from; write Bus(url, storage='sqlite:///shop.db'), "
-            "or Bus(url, databases=['sqlite:///shop.db'])"
-        )
+    _check_given(outboxes)
     caller = find(tx)
     if caller.is_async:
-        raise ConfigurationError(f"within=: a transaction of {caller.library} is async; this way of sending is not")
+        raise ConfigurationError(f"within=: a transaction of {caller.library} is async; write: await …send(…)")
     if caller.closed:
         raise ConfigurationError("within=: this connection is closed; pass the one that your statements run on")
     outbox = _of_its_database(caller, outboxes)
@@ -50,14 +46,55 @@ def write(
         wake()
 
 
+async def write_async(
+    tx: object,
+    outboxes: Sequence[OutboxStorage],
+    service: str,
+    publications: Sequence[Publication],
+    wake: Callable[[], None],
+) -> None:
+    """As `write`, and for transactions of async libraries too; those are used on the event loop that runs this."""
+    caller = find(tx)
+    if not caller.is_async:
+        write(tx, outboxes, service, publications, wake)
+        return
+    _check_given(outboxes)
+    check_open(caller)  # before anything is asked: outside a transaction that would be one of its own
+    outbox = await _of_its_database_async(caller, outboxes)
+    for statement, params in outbox.statements(service, publications):
+        await caller.execute(statement, params)
+    if not caller.on_commit(wake):
+        wake()
+
+
+def _check_given(outboxes: Sequence[OutboxStorage]) -> None:
+    if not outboxes:
+        raise ConfigurationError(
+            "within= needs a database that the bus relays from; write Bus(url, storage='sqlite:///shop.db'), "
+            "or Bus(url, databases=['sqlite:///shop.db'])"
+        )
+
+
 def _of_its_database(caller: CallerTransaction, outboxes: Sequence[OutboxStorage]) -> OutboxStorage:
     # By what the database says, not by its URL: two URLs may be one database, and behind a pooler one may be two.
     for outbox in outboxes:
         statement, value = outbox.identity()
         if caller.identity(statement) == value:
             return outbox
+    raise _elsewhere(outboxes)
+
+
+async def _of_its_database_async(caller: CallerTransaction, outboxes: Sequence[OutboxStorage]) -> OutboxStorage:
+    for outbox in outboxes:
+        statement, value = outbox.identity()
+        if await caller.identity(statement) == value:
+            return outbox
+    raise _elsewhere(outboxes)
+
+
+def _elsewhere(outboxes: Sequence[OutboxStorage]) -> ConfigurationError:
     known = ", ".join(str(getattr(outbox, "url", "the bus's storage")) for outbox in outboxes)
-    raise ConfigurationError(
+    return ConfigurationError(
         f"within=: this connection is to another database than those that the bus relays from ({known}); name it: "
-        "Bus(url, databases=['sqlite:///that.db'])"
+        "Bus(url, databases=['URL of that database'])"
     )

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 
-__all__ = ["LIBRARIES", "CallerTransaction", "Target", "check", "find"]
+__all__ = ["LIBRARIES", "CallerTransaction", "Target", "check", "check_open", "find"]
 
 LIBRARIES: Mapping[str, tuple[str, str]] = {
     # module of the class: (module here, what users pass)
     "sqlite3": ("stdlib_sqlite", "sqlite3.Connection"),
     "apsw": ("apsw_sqlite", "apsw.Connection"),
+    "asyncpg": ("asyncpg_connection", "asyncpg.Connection, asyncpg.pool.PoolConnectionProxy"),
 }
 
 
@@ -28,6 +29,8 @@ class CallerTransaction(Protocol):
     """The database library, as in `LIBRARIES`."""
     is_async: bool
     """Whether `execute`, `fetch_one` and `identity` return awaitables: then nothing else may call them plainly."""
+    begin: str
+    """The line with which users begin a transaction."""
 
     @property
     def closed(self) -> bool:
@@ -68,7 +71,7 @@ def find(obj: object) -> CallerTransaction:
     """The transaction that `obj` stands for. Raises `ConfigurationError` for what is not supported."""
     for base in type(obj).__mro__:
         known = LIBRARIES.get(base.__module__.partition(".")[0])
-        if known is not None and known[1].endswith(f".{base.__name__}"):
+        if known is not None and any(one.endswith(f".{base.__name__}") for one in known[1].split(", ")):
             module = importlib.import_module(f"{__name__}.{known[0]}")
             found: CallerTransaction = module.adapt(obj)
             return found
@@ -77,11 +80,20 @@ def find(obj: object) -> CallerTransaction:
     raise ConfigurationError(f"within= takes a connection ({supported}), not a {kind}")
 
 
+def check_open(tx: CallerTransaction) -> None:
+    """Raises `ConfigurationError`, with the line to write, unless rows written through `tx` wait for a commit."""
+    if tx.closed:
+        raise ConfigurationError("within=: this connection is closed; pass the one that your statements run on")
+    if not tx.in_transaction:
+        raise ConfigurationError(
+            "within=: no transaction is open on this connection, so the message would not wait for your commit; begin "
+            f"one first: {tx.begin}"
+        )
+
+
 def check(tx: CallerTransaction, outbox: Target) -> None:
     """Raises `ConfigurationError`, with the line to write, unless rows written through `tx` reach this outbox if, and
     only if, the caller commits. For transactions that are not async."""
-    if tx.closed:
-        raise ConfigurationError("within=: this connection is closed; pass the one that your statements run on")
     library: str | None = getattr(outbox, "library", None)
     if library is not None and library != tx.library:
         there: str = getattr(outbox, "url", "the database")
@@ -91,11 +103,7 @@ def check(tx: CallerTransaction, outbox: Target) -> None:
             f"libraries on one file in one process lose data. Either connect with {library}.Connection, or write the "
             f"bus's URL as {there.partition('?')[0]}{option}"
         )
-    if not tx.in_transaction:
-        raise ConfigurationError(
-            "within=: no transaction is open on this connection, so the message would not wait for your commit; begin "
-            'one first: connection.execute("BEGIN IMMEDIATE")'
-        )
+    check_open(tx)
     statement, value = outbox.identity()
     if tx.identity(statement) != value:
         raise ConfigurationError(

@@ -15,6 +15,7 @@ class ApswTransaction:
 
     library = "apsw"
     is_async = False
+    begin = 'connection.execute("BEGIN IMMEDIATE")'
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection: Any = connection

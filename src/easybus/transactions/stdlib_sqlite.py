@@ -14,6 +14,7 @@ class StdlibTransaction:
 
     library = "sqlite3"
     is_async = False
+    begin = 'connection.execute("BEGIN IMMEDIATE")'
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
