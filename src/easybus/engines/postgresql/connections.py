@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 import asyncpg
 
 from ...errors import ConfigurationError, EasybusError, NotOpen, Unavailable
-from .failures import AGAIN, is_foreign, translated, wiped
+from .failures import AGAIN, breaks, is_foreign, translated, wiped
 from .location import Location
 
 T = TypeVar("T")
@@ -83,6 +83,8 @@ class Connections:
             except Exception as error:
                 if isinstance(error, EasybusError) or not is_foreign(error):
                     raise
+                if breaks(error):
+                    connection.terminate()
                 if wiped(error):
                     self._prepared = False
                 if cut.passed:
@@ -180,7 +182,9 @@ async def connect(location: Location, *, plain: bool = False, first: bool = Fals
         except BaseException:
             connection.terminate()
             raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError, ValueError) as error:
+    except Exception as error:
+        if not is_foreign(error) and not isinstance(error, ValueError):
+            raise
         raise translated(error, location.url, first=first) from error
     return connection
 

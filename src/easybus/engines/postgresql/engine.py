@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 
 from ...clock import Clock
-from .failures import is_foreign, translated
+from .failures import is_foreign, refuses_commit, translated
 from .fused import PostgresqlFusedDriver
 from .halves import PostgresqlHalves
 from .keys import PostgresqlKeys
@@ -19,6 +19,7 @@ from .location import Location
 from .outbox import PostgresqlOutbox
 from .session import Session
 
+_KIND: Any = asyncpg.Connection
 _IDLE = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)"
 
 
@@ -41,7 +42,7 @@ class PostgresqlEngine:
         await self._session.close()
 
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
-        return self._transaction() if issubclass(asyncpg.Connection, kind) and kind is not object else None
+        return self._transaction() if kind is _KIND else None
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Any]:
@@ -63,9 +64,9 @@ class PostgresqlEngine:
             try:
                 await transaction.commit()
             except Exception as error:
-                if is_foreign(error):
-                    raise translated(error, location.url) from error
-                raise
+                if refuses_commit(error) or not is_foreign(error):
+                    raise  # it did not take place: the handler's own failure
+                raise translated(error, location.url) from error
         finally:
             if connection.is_in_transaction():  # cancelled, or cut off, half way
                 connection.terminate()

@@ -41,6 +41,8 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
                 return ConfigurationError(f"{url}: {_text(error)}: {advice}")
         if isinstance(error, _CLIENT_CONFIGURATION):
             return ConfigurationError(f"{url}: {type(error).__name__}: the client library refuses its settings")
+    if isinstance(error, ValueError):  # the client library cannot even send it
+        return Refused(f"{url}: {_text(error)}")
     for known, advice in REFUSED.items():
         if code.startswith(known):
             return Refused(f"{url}: {_text(error)}: {advice}")
@@ -49,7 +51,18 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
 
 def is_foreign(error: BaseException) -> bool:
     """Whether it is of the client library or the network."""
-    return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, EOFError))
+    return isinstance(error, (asyncpg.PostgresError, *_BROKEN))
+
+
+def breaks(error: BaseException) -> bool:
+    """Whether its connection cannot be used any more: what the server itself says breaks none."""
+    return isinstance(error, _BROKEN) and not isinstance(error, ValueError)
+
+
+def refuses_commit(error: BaseException) -> bool:
+    """Whether the server has surely rolled a transaction back instead of committing it: by a rule of the data's, such
+    as a deferred constraint, or for another transaction's sake."""
+    return (getattr(error, "sqlstate", None) or "").startswith(("23", "40", "P0"))
 
 
 def wiped(error: BaseException) -> bool:
@@ -58,6 +71,12 @@ def wiped(error: BaseException) -> bool:
 
 
 _named: Any = asyncpg.exceptions
+_BROKEN: tuple[type[BaseException], ...] = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the library's own state, after a connection was lost in the middle of a call
+    OSError,
+    EOFError,
+)
 _CLIENT_CONFIGURATION: tuple[type[BaseException], ...] = (_named.ClientConfigurationError, ValueError)
 
 

@@ -83,8 +83,11 @@ CREATE INDEX {{outbox_transaction}} ON {{outbox}} (transaction, id)
 MIGRATIONS = (_VERSION_1,)
 """What brings a schema from each version to the next."""
 
-_EXISTS = "SELECT to_regclass($1) IS NOT NULL"
-_SCHEMA_EXISTS = "SELECT to_regnamespace($1) IS NOT NULL"
+_EXISTS = (  # asked of the catalogue itself: to_regclass may still answer from before the lock was waited for
+    "SELECT EXISTS (SELECT 1 FROM pg_class JOIN pg_namespace AS schema ON schema.oid = relnamespace "
+    "WHERE nspname = $1 AND relname = $2)"
+)
+_SCHEMA_EXISTS = "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)"
 _GET_META = "SELECT value FROM {meta} WHERE name = $1"
 _SET_META = "INSERT INTO {meta} VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 IDENTITY = (  # this very schema in this very cluster: a copy of either has another
@@ -102,7 +105,7 @@ async def prepare(connection: Connection, names: Names, url: str) -> None:
         found = await _version(connection, names, url)  # read again: others may have been quicker
         if found == VERSION:
             return
-        if not await connection.fetchval(_SCHEMA_EXISTS, names("{schema}")):
+        if not await connection.fetchval(_SCHEMA_EXISTS, names.schema):
             await connection.execute(names("CREATE SCHEMA {schema}"))
         for step in range(found, VERSION):
             await connection.execute(names(MIGRATIONS[step]))
@@ -112,7 +115,7 @@ async def prepare(connection: Connection, names: Names, url: str) -> None:
 
 
 async def _version(connection: Connection, names: Names, url: str) -> int:
-    if not await connection.fetchval(_EXISTS, names("{meta}")):
+    if not await connection.fetchval(_EXISTS, names.schema, f"{names.prefix}meta"):
         return 0
     version = int(await connection.fetchval(names(_GET_META), "version") or 0)
     if version > VERSION:

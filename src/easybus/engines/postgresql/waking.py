@@ -131,22 +131,30 @@ class Waker:
         """Send what is pending, until the connection is lost."""
         loop = asyncio.get_running_loop()
         while not (self._closing or connection.is_closed()):
-            with contextlib.suppress(TimeoutError):
+            silent = False
+            try:
                 async with asyncio.timeout(_PING):
                     await self._asked.wait()
+            except TimeoutError:
+                silent = True  # a ping finds out a connection that is dead
             self._asked.clear()
             now = loop.time()
             due = [number for number in self._pending if self._last.get(number, 0.0) + _APART <= now][:_AT_ONCE]
-            self._last.update(dict.fromkeys(due, now))
-            self._pending.difference_update(due)
-            cut, self._speaking = Cut(connection, self._location.timeout), True
-            try:  # with nothing due it is a ping, which finds out a connection that is dead
-                await connection.execute(_NOTIFY, self._channel, ",".join(map(str, due)))
-            finally:
-                self._speaking = False
-                cut.cancel()
-            if self._pending:
-                loop.call_later(_APART, self._asked.set)
+            if due or silent:
+                self._last.update(dict.fromkeys(due, now))
+                self._pending.difference_update(due)
+                await self._notify(connection, due)
+            if self._pending and not self._closing:
+                await asyncio.sleep(_APART / 4)
+                self._asked.set()
+
+    async def _notify(self, connection: Connection, numbers: Iterable[int]) -> None:
+        cut, self._speaking = Cut(connection, self._location.timeout), True
+        try:
+            await connection.execute(_NOTIFY, self._channel, ",".join(map(str, numbers)))
+        finally:
+            self._speaking = False
+            cut.cancel()
 
     def _lost(self, connection: Connection) -> None:
         self._asked.set()

@@ -1,0 +1,131 @@
+"""The server goes away and comes back, or stops answering: errors are ours, in time, and nothing has to be reopened."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from tests.servers.postgresql import PostgresqlServer
+
+from easybus import Unavailable
+from easybus.engines.contract import Ack, DeclareQueue, Publication
+from easybus.engines.postgresql.engine import PostgresqlEngine
+
+from .conftest import Opener
+
+CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = 'postgres'"
+
+
+async def publish(engine: PostgresqlEngine, body: bytes, within: float = 10.0) -> None:
+    """As the core does: tried again while the server is away."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            assert await engine.driver.publish([Publication(False, "jobs", body)]) == [1]
+            return
+        except Unavailable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+
+async def receive(engine: PostgresqlEngine, within: float = 10.0) -> bytes:
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            for one in await engine.driver.fetch("jobs", 1, 1.0, 30.0):
+                await engine.driver.settle("jobs", [Ack(one)])
+                return one.body
+        except Unavailable:
+            await asyncio.sleep(0.02)
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.alone
+async def test_calls_fail_fast_while_the_server_is_down_and_work_by_themselves_when_it_is_back(
+    engine: PostgresqlEngine, postgresql_server: PostgresqlServer
+) -> None:
+    await engine.driver.declare([DeclareQueue("jobs")])
+    waiting = asyncio.create_task(receive(engine, within=20.0))
+    await asyncio.to_thread(postgresql_server.kill)
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        await engine.driver.publish([Publication(False, "jobs", b"lost")])
+    with pytest.raises(Unavailable):
+        await engine.idempotency.renew(["1-1"], 10.0)
+    assert time.monotonic() - began < 2.0
+    await asyncio.to_thread(postgresql_server.start)
+    await publish(engine, b"after")
+    assert await waiting == b"after"
+
+
+@pytest.mark.alone
+async def test_cut_connections_are_replaced_and_other_processes_are_heard_again(
+    opened: Opener, postgresql_server: PostgresqlServer
+) -> None:
+    one, other = await opened(), await opened()
+    await one.driver.declare([DeclareQueue("jobs")])
+    await publish(one, b"0")
+    assert await receive(other) == b"0"
+    for number in (b"1", b"2", b"3"):
+        await asyncio.to_thread(postgresql_server.psql, CUT)
+        await publish(one, number)
+        assert await receive(other) == number
+    await asyncio.sleep(0.5)  # the listeners, which nobody waits for, are back after a moment
+    took: list[float] = []
+    for _ in range(3):
+        waiting = asyncio.create_task(receive(other))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await publish(one, b"4")
+        assert await waiting == b"4"
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.5, "found by polling only"
+
+
+@pytest.mark.alone
+async def test_a_server_that_stops_answering_is_unavailable_within_the_timeout(
+    url: str, opened: Opener, postgresql_server: PostgresqlServer
+) -> None:
+    engine = await opened(f"{url}&timeout=1")
+    await engine.driver.declare([DeclareQueue("jobs")])
+    await publish(engine, b"before")
+    postgresql_server.freeze()
+    try:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="no answer within 1 s"):
+            await engine.driver.publish([Publication(False, "jobs", b"frozen")])
+        with pytest.raises(Unavailable):  # and a new connection is not waited for longer
+            await engine.driver.publish([Publication(False, "jobs", b"frozen")])
+        assert time.monotonic() - began < 4.0
+    finally:
+        postgresql_server.thaw()
+    await publish(engine, b"after")
+    assert await receive(engine) == b"before"
+
+
+@pytest.mark.alone
+async def test_closing_while_the_server_is_frozen_ends(
+    url: str, opened: Opener, postgresql_server: PostgresqlServer
+) -> None:
+    engine = await opened(f"{url}&timeout=1")
+    await engine.driver.declare([DeclareQueue("jobs")])
+    postgresql_server.freeze()
+    try:
+        async with asyncio.timeout(10.0):
+            await engine.close()
+    finally:
+        postgresql_server.thaw()
+
+
+async def test_tables_that_were_wiped_are_made_again(
+    engine: PostgresqlEngine, url: str, postgresql_server: PostgresqlServer
+) -> None:
+    await engine.driver.declare([DeclareQueue("jobs")])
+    schema = url.rpartition("=")[2]
+    await asyncio.to_thread(postgresql_server.psql, f'DROP SCHEMA "{schema}" CASCADE')
+    with pytest.raises(Unavailable):
+        await engine.driver.publish([Publication(False, "jobs", b"lost")])
+    await engine.driver.declare([DeclareQueue("jobs")])
+    await publish(engine, b"again")
+    assert await receive(engine) == b"again"
