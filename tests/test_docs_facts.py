@@ -47,7 +47,7 @@ STORAGES = {
     "transactions": "keeps messages of `transaction(...)`",
     "outbox": "takes messages in your database transaction (`within=`)",
 }
-EXAMPLES = {"memory": "memory://", "sqlite": "sqlite:///shop.db"}
+EXAMPLES = {"memory": "memory://", "sqlite": "sqlite:///shop.db", "postgresql": "postgresql://localhost/shop"}
 
 
 def engines_table() -> str:

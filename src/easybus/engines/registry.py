@@ -16,7 +16,6 @@ ENGINES: Mapping[str, tuple[str, str]] = {
     "memory": ("memory", ""),
     "sqlite": ("sqlite", ""),
     "postgresql": ("postgresql", "postgresql"),
-    "postgres": ("postgresql", "postgresql"),
 }
 
 

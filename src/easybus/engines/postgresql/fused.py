@@ -9,15 +9,15 @@ from typing import Any
 from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .connections import Connection
-from .driver import PostgresqlDriver, fences
-from .keys import COMPLETE, FOREVER, PostgresqlKeys, answers, claim_keys, row_of, split
+from .driver import PostgresqlDriver
+from .keys import COMPLETE, FOREVER, PostgresqlKeys, answers, claim_keys, row_of
 from .session import Session
 from .waking import until_found
 
 _FINISH = (  # keys are done, and only then their deliveries gone; as durable as a publish
     f"WITH done AS ({COMPLETE}), gone AS (DELETE FROM {{message}} WHERE id = ANY (ARRAY("
-    "SELECT delivery FROM unnest($4::bigint[], $5::bigint[]) AS given(secret, delivery) "
-    "WHERE secret = ANY (ARRAY(SELECT secret FROM done)))) AND owner = ANY ($6::bigint[])) SELECT id, secret FROM done"
+    "SELECT delivery FROM unnest($2::bigint[], $4::bigint[]) AS given(secret, delivery) "
+    "WHERE secret = ANY (ARRAY(SELECT secret FROM done)))) AND owner = ANY ($5::bigint[])) SELECT id, secret FROM done"
 )
 
 
@@ -90,7 +90,8 @@ class PostgresqlFusedDriver(PostgresqlDriver):
 
     async def _finish(self, batch: Sequence[Finish], keep: float) -> set[str]:
         statement = self._session.names(_FINISH)
-        secrets = [row_of(item.token)[1] for item in batch]
-        given = (*split([item.token for item in batch]), keep, secrets, *fences([item.delivery for item in batch]))
+        pairs = sorted((row_of(item.token), item.delivery.receipt) for item in batch)  # one order: no deadlocks
+        given: list[Any] = [[key[0] for key, _ in pairs], [key[1] for key, _ in pairs], keep]
+        given += [[receipt[0] for _, receipt in pairs], [receipt[1] for _, receipt in pairs]]
         rows = await self._session.connections.run(lambda connection: connection.fetch(statement, *given))
         return {f"{row[0]}-{row[1]}" for row in rows}

@@ -11,10 +11,9 @@ of `lease`: it never makes the completion in a handler's open transaction fail, 
 from __future__ import annotations
 
 import os
-import struct
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
 from .connections import Connection
@@ -24,7 +23,7 @@ from .session import Session
 FREE, CLAIMED, DONE = 0, 1, 2
 FOREVER = 1e10  # seconds: what a timestamp can still hold
 _BUSY, _DONE, _CONFLICT = Busy(), Done(), Conflict()
-_Key: TypeAlias = tuple[str, str]
+_MOST = (1 << 63) - 1
 
 _LIVE = (  # whether the key's claim or completion holds now; EXISTS would be planned as a hash of all leases
     "(key.until_at > now() OR (key.state = 1 AND coalesce((SELECT lease.until_at FROM {lease} AS lease "
@@ -32,20 +31,20 @@ _LIVE = (  # whether the key's claim or completion holds now; EXISTS would be pl
 )
 _CLAIM = (  # one owner a key: a row that another holds, or has done, or that has another digest, is not returned
     "INSERT INTO {key} AS key (queue, key, digest, secret, replay, until_at, state, starts, again) "
-    "SELECT queue, key, digest, secret, replay, now() + make_interval(secs => seconds), 1, 1, false "
-    "FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bigint[], $5::text[], $6::float8[]) "
-    "AS given(queue, key, digest, secret, replay, seconds) ON CONFLICT (queue, key) DO UPDATE SET "
+    "SELECT $1, key, digest, $2 + place, coalesce(replay, ''), now() + make_interval(secs => $3), 1, 1, false "
+    "FROM unnest($4::text[], $5::bytea[], $6::text[]) WITH ORDINALITY AS given(key, digest, replay, place) "
+    "ON CONFLICT (queue, key) DO UPDATE SET "
     "digest = excluded.digest, secret = excluded.secret, until_at = excluded.until_at, state = 1, "
     "again = key.state <> 2, "
     "replay = CASE WHEN excluded.replay = '' THEN key.replay ELSE excluded.replay END, "
     "starts = CASE WHEN key.state = 2 OR excluded.replay NOT IN ('', key.replay) THEN 1 ELSE key.starts + 1 END "
     "WHERE CASE key.state WHEN 2 THEN key.until_at <= now() WHEN 0 THEN key.digest = excluded.digest "
-    f"ELSE key.digest = excluded.digest AND NOT {_LIVE} END RETURNING queue, key, id, starts, again"
+    f"ELSE key.digest = excluded.digest AND NOT {_LIVE} END RETURNING key, id, secret, starts, again"
 )
 _LOOK = (  # OFFSET 0: looked up one by one
-    "SELECT found.* FROM unnest($1::text[], $2::text[]) AS given(queue, key) CROSS JOIN LATERAL "
-    f"(SELECT queue, key, digest, state, {_LIVE} FROM {{key}} AS key "
-    "WHERE key.queue = given.queue AND key.key = given.key OFFSET 0) AS found"
+    "SELECT found.* FROM unnest($2::text[]) AS given(key) CROSS JOIN LATERAL "
+    f"(SELECT key, digest, state, {_LIVE} FROM {{key}} AS key "
+    "WHERE key.queue = $1 AND key.key = given.key OFFSET 0) AS found"
 )
 COMPLETE = (  # CLAIMED → DONE, each under its token
     "UPDATE {key} SET state = 2, starts = 0, until_at = now() + make_interval(secs => $3) "
@@ -136,9 +135,11 @@ class PostgresqlKeys:
 def row_of(token: str) -> tuple[int, int]:
     """The row that a token names, and its secret; row 0, which is none, for what is no token."""
     row, _, secret = token.partition("-")
-    known = all(part.isascii() and part.isdecimal() and len(part) < 20 for part in (row, secret))
-    found = (int(row), int(secret)) if known else (0, 0)
-    return found if max(found) < 1 << 63 else (0, 0)
+    try:
+        found = int(row), int(secret)
+    except ValueError:
+        return 0, 0
+    return found if 0 <= found[0] <= _MOST and 0 <= found[1] <= _MOST else (0, 0)
 
 
 def split(tokens: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -157,48 +158,56 @@ def answers(tokens: Sequence[str], done: set[str]) -> list[bool]:
 
 
 async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim]) -> list[ClaimResult]:
-    """Claim keys, in one statement and, where some are not free, one look."""
-    first: dict[_Key, int] = {}  # the first claim of each key in this batch
-    keys = [(escape(claim.queue), indexed(claim.id)) for claim in batch]
-    for at, key in enumerate(keys):
-        first.setdefault(key, at)
-    secrets = [number >> 1 for number in struct.unpack(f"{len(batch)}Q", os.urandom(8 * len(batch)))]
-    given = sorted(first.items())  # in one order everywhere: no deadlocks
-    rows: list[Any] = await connection.fetch(
-        names(_CLAIM),
-        [key[0] for key, _ in given],
-        [key[1] for key, _ in given],
-        [batch[at].digest for _, at in given],
-        [secrets[at] for _, at in given],
-        [escape(batch[at].replay) for _, at in given],
-        [min(batch[at].lease, FOREVER) for _, at in given],
-    ) if given else []  # fmt: skip
-    taken = {(row[0], row[1]): row for row in rows}
-    others = [key for key in first if key not in taken]
-    refused = await _why(connection, names, others) if others else {}
-    results: list[ClaimResult] = []
-    for at, (key, claim) in enumerate(zip(keys, batch, strict=True)):
-        leader = first[key]
-        if leader != at and key in taken:
-            results.append(_BUSY if batch[leader].digest == claim.digest else _CONFLICT)
-        elif key in taken:
-            _, _, row, starts, again = taken[key]
-            results.append(Claimed(f"{row}-{secrets[at]}", again, starts))
-        else:
-            results.append(_refusal(refused.get(key), claim))
+    """Claim keys: for each queue one statement and, where some are not free, one look."""
+    groups: dict[tuple[str, float], list[int]] = {}
+    for at, claim in enumerate(batch):
+        groups.setdefault((claim.queue, claim.lease), []).append(at)
+    results: list[ClaimResult] = [_BUSY] * len(batch)
+    for places in groups.values():
+        found = await _claim_in_one_queue(connection, names, [batch[at] for at in places])
+        for at, result in zip(places, found, strict=True):
+            results[at] = result
     return results
 
 
-async def _why(connection: Connection, names: Names, keys: Sequence[_Key]) -> dict[_Key, Any]:
-    rows = await connection.fetch(names(_LOOK), [queue for queue, _ in keys], [key for _, key in keys])
-    return {(row[0], row[1]): row for row in rows}
+async def _claim_in_one_queue(connection: Connection, names: Names, batch: Sequence[Claim]) -> list[ClaimResult]:
+    queue = escape(batch[0].queue)
+    first: dict[str, int] = {}  # the first claim of each key in this batch
+    keys = [indexed(claim.id) for claim in batch]
+    for at, key in enumerate(keys):
+        first.setdefault(key, at)
+    given = sorted(first)  # in one order everywhere: no deadlocks
+    replays = [escape(batch[first[key]].replay) for key in given] if any(claim.replay for claim in batch) else []
+    rows = await connection.fetch(
+        names(_CLAIM),
+        queue,
+        int.from_bytes(os.urandom(8), "big") >> 2,
+        min(batch[0].lease, FOREVER),
+        given,
+        [batch[first[key]].digest for key in given],
+        replays,
+    )
+    taken: dict[str, ClaimResult] = {row[0]: Claimed(f"{row[1]}-{row[2]}", row[4], row[3]) for row in rows}
+    refused: dict[str, Any] = {}
+    if len(taken) < len(given):
+        others = [key for key in given if key not in taken]
+        refused = {row[0]: row for row in await connection.fetch(names(_LOOK), queue, others)}
+    results: list[ClaimResult] = []
+    for at, (key, claim) in enumerate(zip(keys, batch, strict=True)):
+        if key not in taken:
+            results.append(_refusal(refused.get(key), claim))
+        elif first[key] == at:
+            results.append(taken[key])
+        else:
+            results.append(_BUSY if batch[first[key]].digest == claim.digest else _CONFLICT)
+    return results
 
 
 def _refusal(row: Any, claim: Claim) -> ClaimResult:
     """Why a key was not claimed; what has become free since then is still another's just now."""
     if row is None:
         return _BUSY
-    _, _, digest, state, live = row
+    _, digest, state, live = row
     if state == DONE and not live:
         return _BUSY
     if digest != claim.digest:

@@ -186,3 +186,13 @@ async def test_a_fetch_that_found_an_unvacuumed_queue_is_still_quick_under_a_lon
             assert time.monotonic() - began < 0.5
     finally:
         await reader.close()
+
+
+async def test_one_claim_given_twice_in_a_batch_has_one_owner_and_queues_are_told_apart(
+    engine: PostgresqlEngine,
+) -> None:
+    claim = Claim("jobs", "1", b"d", 60.0)
+    results = await engine.idempotency.claim(
+        [claim, claim, Claim("mail", "1", b"d", 60.0), Claim("jobs", "1", b"d", 5.0)]
+    )
+    assert [isinstance(result, Claimed) for result in results] == [True, False, True, False]
