@@ -176,12 +176,15 @@ async def connect(location: Location, *, plain: bool = False, first: bool = Fals
         settings["statement_cache_size"] = location.statement_cache_size
     try:
         connection = await _connect(location, settings)
+        cut = Cut(connection, location.timeout)
         try:
             if not plain:
                 await connection.execute(_PLANS)
         except BaseException:
             connection.terminate()
             raise
+        finally:
+            cut.cancel()
     except Exception as error:
         if not is_foreign(error) and not isinstance(error, ValueError):
             raise

@@ -201,7 +201,9 @@ class PostgresqlDriver:
             done.discard(item.delivery.receipt)
             results.append(Settled.DONE if settled else Settled.STALE)
         if any(isinstance(item, (Nack, Move)) for item in batch):
-            self._session.waker.touch([await self.number(queue)])
+            snapshot = self._session.topology.last
+            if snapshot is not None and queue in snapshot.queues:
+                self._session.waker.touch([snapshot.queues[queue][0]])
         return results
 
     async def _settle(self, connection: Connection, batch: Sequence[contract.Settlement]) -> set[Receipt]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import asyncpg
 
 from ...clock import Clock
+from .connections import Cut
 from .failures import is_foreign, refuses_commit, translated
 from .fused import PostgresqlFusedDriver
 from .halves import PostgresqlHalves
@@ -49,32 +50,34 @@ class PostgresqlEngine:
         """An `asyncpg.Connection` in a transaction. The server ends it if it does nothing for `idle_timeout`."""
         guests, location = self._session.guests, self._session.location
         connection = await guests.borrow(None)
-        try:
-            transaction = connection.transaction()
+        transaction = connection.transaction()
+
+        async def step(*steps: Callable[[], Awaitable[Any]], definite: Callable[[BaseException], bool]) -> None:
+            cut = Cut(connection, location.timeout)
             try:
-                await transaction.start()
-                await connection.execute(_IDLE, str(int(location.idle_timeout * 1000)))
+                for each in steps:
+                    await each()
             except Exception as error:
+                if definite(error) or not is_foreign(error):
+                    raise
                 raise translated(error, location.url) from error
+            finally:
+                cut.cancel()
+
+        try:
+            idle = str(int(location.idle_timeout * 1000))
+            await step(transaction.start, lambda: connection.execute(_IDLE, idle), definite=lambda _: False)
             try:
                 yield connection
             except BaseException:
-                await _roll_back(connection, transaction)
+                with contextlib.suppress(
+                    Exception
+                ):  # the handler's own error is what counts; what is cut off is undone
+                    await step(transaction.rollback, definite=lambda _: False)
                 raise
-            try:
-                await transaction.commit()
-            except Exception as error:
-                if refuses_commit(error) or not is_foreign(error):
-                    raise  # it did not take place: the handler's own failure
-                raise translated(error, location.url) from error
+            # What the server surely did not commit is the handler's own failure; anything else leaves it unknown.
+            await step(transaction.commit, definite=refuses_commit)
         finally:
             if connection.is_in_transaction():  # cancelled, or cut off, half way
                 connection.terminate()
             guests.give_back(connection)
-
-
-async def _roll_back(connection: Any, transaction: Any) -> None:
-    try:
-        await transaction.rollback()
-    except Exception:  # the handler's own error is what counts; the server rolls back what is cut off
-        connection.terminate()

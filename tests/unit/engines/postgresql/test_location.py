@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 
 import pytest
 from tests.servers import HOST, free_port
 from tests.servers.postgresql import PASSWORD, PostgresqlServer
 
-from easybus import ConfigurationError
+from easybus import ConfigurationError, MissingExtra, Unavailable
 from easybus.clock import SystemClock
 from easybus.engines.postgresql import create
 from easybus.engines.postgresql.location import locate
@@ -76,8 +77,6 @@ async def test_a_database_that_is_not_there_says_how_to_make_it(postgresql_serve
 
 
 async def test_an_unreachable_host_is_unavailable_at_once() -> None:
-    from easybus import Unavailable
-
     with pytest.raises(Unavailable, match="onnect"):
         await create(f"postgresql://u:{CANARY}@{HOST}:{free_port()}/shop", SystemClock()).open()
 
@@ -85,3 +84,11 @@ async def test_an_unreachable_host_is_unavailable_at_once() -> None:
 def test_quotes_and_braces_in_names_stay_names() -> None:
     names = Names('odd"schema{x}', "pre'fix ")
     assert names("SELECT 1 FROM {queue}") == 'SELECT 1 FROM "odd""schema{x}"."pre\'fix queue"'
+
+
+def test_without_asyncpg_the_error_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("easybus.engines.postgresql")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'easybus\[postgresql\]'"):
+        create_by_scheme("postgresql://localhost/shop", SystemClock())

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from tests.servers.postgresql import PostgresqlServer
 
-from easybus import ConfigurationError, NotDeclared
+from easybus import Bus, ConfigurationError, NotDeclared
 from easybus.clock import SystemClock
 from easybus.engines.contract import Ack, Binding, Claim, Claimed, DeclareQueue, DeclareTopic, Publication
 from easybus.engines.postgresql import create
@@ -196,3 +196,33 @@ async def test_one_claim_given_twice_in_a_batch_has_one_owner_and_queues_are_tol
         [claim, claim, Claim("mail", "1", b"d", 60.0), Claim("jobs", "1", b"d", 5.0)]
     )
     assert [isinstance(result, Claimed) for result in results] == [True, False, True, False]
+
+
+async def test_two_services_on_one_database_each_handle_what_is_theirs_and_relay_only_their_own(url: str) -> None:
+    got: list[tuple[str, int]] = []
+
+    def service(name: str) -> tuple[Bus, Any]:
+        bus = Bus(url, service=name)
+        orders = bus.topic("orders", int)
+
+        @orders.handler(f"{name}.orders")
+        async def handle(number: int) -> None:
+            got.append((name, number))
+
+        return bus, orders
+
+    (shop, orders), (mail, _) = service("shop"), service("mail")
+    connection: Any = await asyncpg.connect(url.partition("?")[0])
+    async with shop.handling(), mail.handling():
+        await orders.send(1)
+        async with connection.transaction():
+            await orders.send(2, within=connection)
+        async with connection.transaction():
+            for statement, given in mail.outboxes[0].statements("neither", [Publication(True, "orders", b"3")]):
+                await connection.execute(statement, *given)
+        deadline = time.monotonic() + 10.0
+        while len(got) < 4 and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert len(await mail.outboxes[0].find("neither")) == 1
+    await connection.close()
+    assert sorted(got) == [("mail", 1), ("mail", 2), ("shop", 1), ("shop", 2)]
