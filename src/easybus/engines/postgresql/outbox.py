@@ -32,12 +32,16 @@ _WRITE = (  # the next rows of the caller's transaction, in their order
     "$4::text[], $5::bytea[], $6::text[], $7::float8[], $8::text[], $9::bool[]) WITH ORDINALITY "
     "AS given(origin, to_topic, name, body, route_key, delay, dedupe_id, require, place) ORDER BY place"
 )
+# `service || ''`, `id + 0` and the scalar look-up keep the planner off other indexes and off a join, which would walk
+# through the whole backlog.
 _CLAIM = (  # whole transactions, of which no row is claimed or backed off, oldest first
     "WITH free AS MATERIALIZED (SELECT transaction FROM {outbox} AS row WHERE service = $1 AND NOT parked "
-    "AND due_at <= now() AND NOT EXISTS (SELECT 1 FROM {outbox} AS other WHERE other.transaction = row.transaction "
-    "AND other.service = $1 AND NOT other.parked AND other.due_at > now()) ORDER BY id LIMIT $2), "
-    "held AS MATERIALIZED (SELECT id FROM {outbox} WHERE transaction = ANY (ARRAY(SELECT transaction FROM free)) "
-    "AND service = $1 AND NOT parked AND due_at <= now() ORDER BY id FOR UPDATE) "
+    "AND due_at <= now() AND (SELECT 1 FROM {outbox} AS other WHERE other.transaction = row.transaction "
+    "AND other.service || '' = $1 AND NOT other.parked AND other.due_at > now() LIMIT 1) IS NULL "
+    "ORDER BY id LIMIT $2), "
+    "held AS MATERIALIZED (SELECT id FROM {outbox} "
+    "WHERE transaction = ANY (ARRAY(SELECT DISTINCT transaction FROM free)) AND service || '' = $1 AND NOT parked "
+    "AND due_at <= now() ORDER BY id + 0 FOR UPDATE) "
     "UPDATE {outbox} SET token = $3, due_at = now() + make_interval(secs => $4) "
     f"WHERE id = ANY (ARRAY(SELECT id FROM held)) RETURNING {_COLUMNS}"
 )

@@ -226,3 +226,27 @@ async def test_two_services_on_one_database_each_handle_what_is_theirs_and_relay
         assert len(await mail.outboxes[0].find("neither")) == 1
     await connection.close()
     assert sorted(got) == [("mail", 1), ("mail", 2), ("shop", 1), ("shop", 2)]
+
+
+async def test_a_relays_claim_does_not_slow_down_with_the_backlog(engine: PostgresqlEngine, url: str) -> None:
+    async def fill(transactions: int) -> None:
+        for _ in range(transactions):
+            async with connection.transaction():
+                batch = [Publication(False, "jobs", b"x") for _ in range(50)]
+                for statement, given in engine.outbox.statements("shop", batch):
+                    await connection.execute(statement, *given)
+
+    async def claimed() -> float:
+        began = time.monotonic()
+        assert len(await engine.outbox.claim("shop", 100, 60.0)) == 100
+        return time.monotonic() - began
+
+    connection: Any = await asyncpg.connect(url.partition("?")[0])
+    try:
+        await fill(20)
+        few = min([await claimed() for _ in range(5)])
+        await fill(200)
+        many = min([await claimed() for _ in range(5)])
+        assert many < 10 * few + 0.02
+    finally:
+        await connection.close()
