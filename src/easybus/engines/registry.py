@@ -16,6 +16,10 @@ ENGINES: Mapping[str, tuple[str, str]] = {
     "memory": ("memory", ""),
     "sqlite": ("sqlite", ""),
     "postgresql": ("postgresql", "postgresql"),
+    "redis": ("redis", "redis"),
+    "rediss": ("redis", "redis"),
+    "redis+sentinel": ("redis", "redis"),
+    "rediss+sentinel": ("redis", "redis"),
 }
 
 

