@@ -1,8 +1,4 @@
-"""One open server: its connections, the scripts run on them, and what is known of it.
-
-The client never tries again by itself: a publish that it sends twice would be there twice. Its pool has no limit, so
-that it never refuses; ours is how many calls may be under way.
-"""
+"""One open server: the scripts run on it, and what is known of it."""
 
 from __future__ import annotations
 
@@ -10,15 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
 from ...clock import Clock
 from ...errors import NotOpen
+from .client import connect
 from .failures import CAUGHT, translated
 from .location import Location
 from .names import Names
@@ -38,7 +30,7 @@ class Link:
         self.url = location.url
         self.names = Names(location.prefix)
         self.topology = Topology()
-        self._client, self._sentinels = _client(location)
+        self._client, self._sentinels = connect(location)
         self._execute: Any = self._client.execute_command  # pyright: ignore[reportUnknownMemberType]
         self.wakes = Wakes(self._client, clock)
         self._calls = asyncio.Semaphore(_AT_ONCE)
@@ -111,33 +103,3 @@ class Link:
             await client.aclose(close_connection_pool=True)
         if self._later:
             await asyncio.wait(self._later, timeout=1.0)
-
-
-def _client(location: Location) -> tuple[Redis, list[Redis]]:
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "socket_timeout": location.timeout,
-        "socket_connect_timeout": location.timeout,
-        "socket_keepalive": True,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    account = {"username": location.username, "password": location.password, "db": location.database}
-    secure = location.tls is not None
-    if not location.service:
-        host, port = location.hosts[0]
-        pool = ConnectionPool(
-            connection_class=SSLConnection if secure else Connection,
-            max_connections=2**31,
-            host=host,
-            port=port,
-            **options,
-            **account,
-            **(location.tls or {}),
-        )
-        return Redis.from_pool(pool), []
-    tls = {"ssl": True, **(location.tls or {})} if secure else {}
-    asking = {"username": location.sentinel_username, "password": location.sentinel_password}
-    sentinel = Sentinel(list(location.hosts), sentinel_kwargs={**options, **asking, **tls})
-    master_for: Any = getattr(sentinel, "master_for")  # noqa: B009 - its signature is half unknown
-    client: Redis = master_for(location.service, max_connections=2**31, **options, **account, **tls)
-    return client, list(sentinel.sentinels)

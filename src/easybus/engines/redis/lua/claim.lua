@@ -6,36 +6,42 @@
 -- Returns, for each: -1 conflict, -2 busy, -3 done, else 2 × starts + (1 if it was claimed before)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local YEAR = 34560000000  -- 400 days in ms: a claim whose message is gone does not stay for ever
-local results = {}
+local sub, format = string.sub, string.format
+local values = redis.call('MGET', unpack(KEYS))
+local results, writes, taken, ends = {}, {}, {}, {}
 for i, key in ipairs(KEYS) do
   local at = 4 * i - 3
-  local digest, replay = ARGV[at], ARGV[at + 2]
-  local value = redis.call('GET', key)
-  local starts, before = 0, 0
-  local result
-  if value then
-    local state, length = string.sub(value, 1, 1), tonumber(string.sub(value, 48, 49))
-    if string.sub(value, 50, 49 + length) ~= digest then
+  local digest, lease, replay = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local value, starts, before, result = values[i], 0, 0, nil
+  if taken[key] then
+    result = taken[key] == digest and -2 or -1
+  elseif value then
+    local state, length = sub(value, 1, 1), tonumber(sub(value, 48, 49))
+    if sub(value, 50, 49 + length) ~= digest then
       result = -1
     elseif state == 'D' then
       result = -3
-    elseif state == 'C' and tonumber(string.sub(value, 2, 17)) > now then
+    elseif state == 'C' and tonumber(sub(value, 2, 17)) > now then
       result = -2
     else
-      local old = string.sub(value, 50 + length)
+      local old = sub(value, 50 + length)
       before = 1
       if replay == '' or replay == old then
-        starts, replay = tonumber(string.sub(value, 18, 23)), old
+        starts, replay = tonumber(sub(value, 18, 23)), old
       end
     end
   end
   if not result then
     starts = math.min(starts + 1, 999999)
-    redis.call('SET', key, string.format('C%016.0f%06d', now + ARGV[at + 1], starts) .. ARGV[at + 3]
-      .. string.format('%02d', #digest) .. digest .. replay, 'PX', YEAR)
+    ends[lease] = ends[lease] or format('C%016.0f', now + lease)
+    writes[#writes + 1] = key
+    writes[#writes + 1] = ends[lease] .. format('%06d', starts) .. ARGV[at + 3] .. format('%02d', #digest) .. digest .. replay
+    taken[key] = digest
     result = 2 * starts + before
   end
   results[i] = result
+end
+if #writes > 0 then
+  redis.call('MSET', unpack(writes))
 end
 return results

@@ -33,14 +33,14 @@ elseif pending[1] > redis.call('ZCARD', l) + redis.call('ZCARD', n) then
     page = redis.call('XPENDING', s, 'easybus', from, '+', 1000)
     for _, entry in ipairs(page) do
       if not known[entry[1]] then
-        redis.call('ZADD', n, string.format('%.0f', now), entry[1] .. '/' .. entry[4])
+        redis.call('ZADD', n, now, entry[1] .. '/' .. entry[4])
       end
       from = '(' .. entry[1]
     end
   until #page < 1000
 end
 
-local due = redis.call('ZRANGEBYSCORE', z, '-inf', string.format('%.0f', now), 'LIMIT', 0, 500)
+local due = redis.call('ZRANGEBYSCORE', z, '-inf', now, 'LIMIT', 0, 500)
 for _, member in ipairs(due) do
   redis.call('XADD', s, '*', 'b', string.sub(member, 17))
 end
@@ -48,20 +48,19 @@ if #due > 0 then
   redis.call('ZREM', z, unpack(due))
 end
 
-local found, leases, size = {2}, {}, 0
+local found, leases, size, count = {2}, {}, 0, 0
 local function add(id, attempt, body)
-  found[#found + 1] = id
-  found[#found + 1] = attempt
-  found[#found + 1] = body
-  leases[#leases + 1] = string.format('%.0f', now + lease + #leases)  -- taken over in this order
-  leases[#leases + 1] = id .. '/' .. attempt .. '/' .. owner
+  found[3 * count + 2], found[3 * count + 3], found[3 * count + 4] = id, attempt, body
+  leases[2 * count + 1] = now + lease + count  -- taken over in this order
+  leases[2 * count + 2] = id .. '/' .. attempt .. '/' .. owner
   size = size + #body
   limit = limit - 1
+  count = count + 1
 end
 local function again(key)
   while limit > 0 and size < MOST do
     local part = size == 0 and FIRST_PART or PART
-    local members = redis.call('ZRANGEBYSCORE', key, '-inf', string.format('%.0f', now), 'LIMIT', 0, math.min(limit, part))
+    local members = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, math.min(limit, part))
     if #members == 0 then
       return
     end

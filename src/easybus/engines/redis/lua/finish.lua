@@ -2,24 +2,32 @@
 -- CLAIMED → DONE, each only under its token; and with a base, the delivery acked in the same step.
 -- KEYS: base or "", then the keys.  ARGV: for each key: token, keep in ms, member of the delivery
 -- Returns 1 or 0 for each: 0 is not the holder's, and neither was done.
-local base, results, gone = KEYS[1], {}, {}
-for i = 2, #KEYS do
-  local at = 3 * (i - 1) - 2
-  local value = redis.call('GET', KEYS[i])
-  if value and string.sub(value, 1, 1) == 'C' and string.sub(value, 24, 47) == ARGV[at] then
-    local digest = string.sub(value, 48, 49 + tonumber(string.sub(value, 48, 49)))
-    redis.call('SET', KEYS[i], 'D' .. string.rep('0', 22) .. ARGV[at] .. digest, 'PX', ARGV[at + 1])
-    results[#results + 1] = 1
-    if base ~= '' and redis.call('ZREM', base .. ':l', ARGV[at + 2]) == 1 then
-      gone[#gone + 1] = string.match(ARGV[at + 2], '^[^/]+')
-    end
+local call, sub = redis.call, string.sub
+local base, results, members, done = KEYS[1], {}, {}, {}
+local values = call('MGET', unpack(KEYS, 2))
+for i = 1, #KEYS - 1 do
+  local at, key, value = 3 * i - 2, KEYS[i + 1], values[i]
+  if value and not done[key] and sub(value, 1, 1) == 'C' and sub(value, 24, 47) == ARGV[at] then
+    local length = tonumber(sub(value, 48, 49))
+    call('SET', key, 'D0000000000000000000000' .. sub(value, 24, 49 + length), 'PX', ARGV[at + 1])
+    done[key] = true
+    members[#members + 1] = ARGV[at + 2]
+    results[i] = 1
   else
-    results[#results + 1] = 0
+    results[i] = 0
   end
 end
-for first = 1, #gone, 1000 do
-  local to = math.min(first + 999, #gone)
-  redis.call('XACK', base .. ':s', 'easybus', unpack(gone, first, to))
-  redis.call('XDEL', base .. ':s', unpack(gone, first, to))
+if base ~= '' and #members > 0 then
+  local l, s, gone, rows = base .. ':l', base .. ':s', {}, {}
+  for i, held in ipairs(call('ZMSCORE', l, unpack(members))) do
+    if held then
+      rows[#rows + 1], gone[#gone + 1] = members[i], string.match(members[i], '^[^/]+')
+    end
+  end
+  if #gone > 0 then
+    call('ZREM', l, unpack(rows))
+    call('XACK', s, 'easybus', unpack(gone))
+    call('XDEL', s, unpack(gone))
+  end
 end
 return results

@@ -12,7 +12,7 @@ if ARGV[1] ~= '' then
   end
 end
 for i = 5, #ARGV do
-  local rows = redis.call('ZRANGEBYSCORE', KEYS[2] .. ARGV[i], '-inf', string.format('%.0f', now), 'WITHSCORES',
+  local rows = redis.call('ZRANGEBYSCORE', KEYS[2] .. ARGV[i], '-inf', now, 'WITHSCORES',
     'LIMIT', 0, ARGV[2])
   for at = 1, #rows, 2 do
     due[#due + 1] = {rows[at], tonumber(rows[at + 1]), ARGV[i]}

@@ -7,7 +7,7 @@ for _, key in ipairs(ARGV) do
   local letter, history = base .. ':d:' .. key, base .. ':dh:' .. key
   if redis.call('EXISTS', letter) == 1 then
     redis.call('HSET', letter, 'marked', 1)
-    redis.call('ZADD', base .. ':dm', string.format('%.0f', now), key)
+    redis.call('ZADD', base .. ':dm', now, key)
     redis.call('RPUSH', history, string.format('{"at":%.6f,"what":"marked for retry"}', now / 1000000))
     redis.call('LTRIM', history, -100, -1)
     marked = marked + 1

@@ -9,22 +9,23 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local results, touched, at, last = {0}, {}, 2, #ARGV
+local try = redis.pcall
 while at <= last do
   local queues, targets = tonumber(ARGV[at]), at
   at = at + 1 + 2 * queues
   local count, failed = tonumber(ARGV[at]), ''
   for q = 1, queues do
     local base, delay = KEYS[1 + ARGV[targets + 2 * q - 1]], tonumber(ARGV[targets + 2 * q])
+    local s, z, c = base .. ':s', base .. ':z', base .. ':c'
     touched[base] = true
     for m = at + 1, at + count do
       local reply
       if delay == 0 then
-        reply = redis.pcall('XADD', base .. ':s', '*', 'b', ARGV[m])
+        reply = try('XADD', s, '*', 'b', ARGV[m])
       else
-        reply = redis.pcall('INCR', base .. ':c')
+        reply = try('INCR', c)
         if type(reply) ~= 'table' then
-          reply = redis.pcall('ZADD', base .. ':z', string.format('%.0f', now + delay),
-            string.format('%016.0f', reply) .. ARGV[m])
+          reply = try('ZADD', z, now + delay, string.format('%016.0f', reply) .. ARGV[m])
         end
       end
       if type(reply) == 'table' and reply.err then

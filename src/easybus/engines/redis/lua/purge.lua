@@ -27,7 +27,7 @@ if delayed > 0 then
   return {removed, upto, removed == 0 and 0 or delayed - removed}
 end
 local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000000 + time[2])
+local now = time[1] * 1000000 + time[2]
 local ids = {}
 for key, to in pairs({[n] = '+inf', [l] = now}) do
   local members = redis.call('ZRANGEBYSCORE', key, '-inf', to, 'LIMIT', 0, 500)

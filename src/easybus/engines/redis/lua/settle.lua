@@ -13,7 +13,7 @@ while at <= last do
   local held = 0
   if what == 'e' then
     if redis.call('ZSCORE', l, member) then
-      redis.call('ZADD', l, string.format('%.0f', now + ARGV[at + 2]), member)
+      redis.call('ZADD', l, now + ARGV[at + 2], member)
       held = 1
     end
     at = at + 3
@@ -27,7 +27,7 @@ while at <= last do
     elseif what == 'n' then
       if held == 1 then
         local attempt = string.match(member, '^[^/]+/(%d+)')
-        redis.call('ZADD', base .. ':n', string.format('%.0f', now + ARGV[at + 2] + at), id .. '/' .. attempt)
+        redis.call('ZADD', base .. ':n', now + ARGV[at + 2] + at, id .. '/' .. attempt)
         wake = true
       end
       at = at + 3
@@ -38,7 +38,7 @@ while at <= last do
           redis.call('XADD', s, '*', 'b', body)
         else
           local number = redis.call('INCR', base .. ':c')
-          redis.call('ZADD', base .. ':z', string.format('%.0f', now + delay), string.format('%016.0f', number) .. body)
+          redis.call('ZADD', base .. ':z', now + delay, string.format('%016.0f', number) .. body)
         end
         gone[#gone + 1] = id
         wake = true

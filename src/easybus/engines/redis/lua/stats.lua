@@ -4,7 +4,7 @@ if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return {}
 end
 local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000000 + time[2])
+local now = time[1] * 1000000 + time[2]
 local base = KEYS[2]
 local total, due, waiting = redis.call('XLEN', base .. ':s'), 0, 0
 for _, kind in ipairs({':z', ':n', ':l'}) do
