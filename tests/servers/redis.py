@@ -63,3 +63,35 @@ def _program() -> str | None:
 def _packed(*words: str) -> bytes:
     parts = [b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()) for word in words]
     return b"*%d\r\n" % len(words) + b"".join(parts)
+
+
+class SentinelServer(RedisServer):
+    """A Sentinel, alone, that watches one master by the name `mymaster` and fails over within a second or two."""
+
+    name = "sentinel"
+
+    def __init__(self, master: RedisServer) -> None:
+        super().__init__()
+        self._master = master
+
+    def prepare(self) -> None:
+        lines = [
+            f"bind {HOST}",
+            f"port {self.port}",
+            f"dir {self.folder}",
+            f"requirepass {PASSWORD}",
+            f"sentinel monitor mymaster {HOST} {self._master.port} 1",
+            f"sentinel auth-pass mymaster {PASSWORD}",
+            "sentinel down-after-milliseconds mymaster 500",
+            "sentinel failover-timeout mymaster 3000",
+        ]
+        (self.folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
+
+    def command(self) -> list[str]:
+        return [self._program, str(self.folder / "sentinel.conf"), "--sentinel"]
+
+    def url(self, *, password: str = PASSWORD, **options: str) -> str:
+        """The URL of the master, by this Sentinel."""
+        options |= {"sentinel_password": PASSWORD}
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"redis+sentinel://:{password}@{HOST}:{self.port}/mymaster?{query}"

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from .location import Location
 
-_pack: Any = hiredis.pack_command  # pyright: ignore[reportUnknownMemberType]
+_pack: Any = getattr(hiredis, "pack_command")  # noqa: B009 - its result is not typed
 
 
 class _Packing:

@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
+from redis.exceptions import NoPermissionError
+
 from ...clock import Clock
 from ...errors import ConfigurationError, NotOpen, Refused, Unavailable
 from .fused import RedisFusedDriver
@@ -70,7 +72,7 @@ class RedisEngine:
         try:
             info: dict[str, Any] = await link.command("INFO")
         except Refused as error:
-            if not str(error.__cause__).startswith(("NOPERM", "No permissions", "this user has no permissions")):
+            if not isinstance(error.__cause__, NoPermissionError):
                 raise
             if self._location.accept_eviction:
                 return {}

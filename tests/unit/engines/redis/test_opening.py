@@ -1,0 +1,198 @@
+"""What is found out when an engine is opened: servers that cannot keep the promises are refused, with what to do."""
+
+import asyncio
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.servers import free_port
+from tests.servers.redis import PASSWORD, RedisServer
+
+from easybus import Bus
+from easybus.clock import SystemClock
+from easybus.engines.contract import Ack, Nack, Settled
+from easybus.engines.redis.engine import RedisEngine
+from easybus.engines.registry import create
+from easybus.errors import ConfigurationError, EngineError, MissingExtra, NotOpen, Refused, Unavailable
+from easybus.testing.driver_base import drain, publish, to_queue, topology
+
+Serve = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server with these settings."""
+    servers: list[RedisServer] = []
+
+    def serve(*options: str, program: str | None = None) -> RedisServer:
+        server = RedisServer(*options, program=program)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield serve
+    for server in servers:
+        server.remove()
+
+
+async def opened(url: str) -> RedisEngine:
+    engine = create(url, SystemClock())
+    await engine.open()
+    assert isinstance(engine, RedisEngine)
+    return engine
+
+
+async def refusal(url: str, kind: type[Exception]) -> str:
+    engine = create(url, SystemClock())
+    with pytest.raises(kind) as raised:
+        await engine.open()
+    await engine.close()
+    assert PASSWORD not in "".join(traceback.format_exception(raised.value))
+    return str(raised.value)
+
+
+async def test_a_server_that_may_evict_is_refused_unless_that_is_accepted(serve: Serve) -> None:
+    server = serve("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    says = await refusal(server.url(), ConfigurationError)
+    assert "maxmemory-policy noeviction" in says
+    assert "eviction=accept" in says
+    engine = await opened(server.url(eviction="accept"))
+    await engine.close()
+
+
+@pytest.mark.parametrize(("sync", "durable"), [("always", True), ("everysec", False), ("no", False)])
+async def test_durable_is_what_appendfsync_makes_it(redis_server: RedisServer, sync: str, durable: bool) -> None:
+    redis_server.ask("CONFIG", "SET", "appendfsync", sync)
+    try:
+        engine = await opened(redis_server.url())
+        assert engine.driver.caps.durable is durable
+        await engine.close()
+    finally:
+        redis_server.ask("CONFIG", "SET", "appendfsync", "always")
+
+
+async def test_a_server_without_an_append_only_file_is_warned_of(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve("--appendonly", "no")
+    with caplog.at_level(logging.WARNING, "easybus"):
+        engine = await opened(server.url())
+    await engine.close()
+    assert not engine.driver.caps.durable
+    assert "appendonly yes" in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+async def test_a_cluster_is_refused(serve: Serve) -> None:
+    server = serve("--cluster-enabled", "yes")
+    assert "redis+sentinel://" in await refusal(server.url(), ConfigurationError)
+
+
+async def test_a_replica_is_refused_with_the_masters_address_in_mind(serve: Serve, redis_server: RedisServer) -> None:
+    server = serve("--replicaof", f"127.0.0.1 {redis_server.port}")
+    assert "give the master's address" in await refusal(server.url(), Unavailable)
+
+
+async def test_an_old_server_is_refused() -> None:
+    engine = create("redis://localhost", SystemClock())
+    assert isinstance(engine, RedisEngine)
+    with pytest.raises(ConfigurationError, match=r"7\.0 or later"):
+        engine._check({"redis_version": "6.2.14", "role": "master"})
+    engine._check({"redis_version": "7.2.4", "role": "master", "maxmemory_policy": "noeviction"})
+
+
+async def test_a_wrong_password_says_so_and_shows_no_password(redis_server: RedisServer) -> None:
+    canary = "canary-wrong-password"
+    says = await refusal(redis_server.url(password=canary), Refused)
+    assert "the user or the password is wrong" in says
+    engine = create(redis_server.url(password=canary), SystemClock())
+    with pytest.raises(Refused) as raised:
+        await engine.open()
+    shown = "".join(traceback.format_exception(raised.value)) + repr(engine) + engine.url
+    assert canary not in shown
+    without = redis_server.url().replace(f":{PASSWORD}@", "")
+    assert "password" in await refusal(without, Refused)
+
+
+async def test_nobody_at_the_address_is_unavailable_at_once() -> None:
+    async with asyncio.timeout(3):
+        assert "cannot be reached" in await refusal(f"redis://127.0.0.1:{free_port()}?timeout=1", Unavailable)
+
+
+async def test_no_log_shows_the_password(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with Bus(redis_server.url()) as bus:
+            assert PASSWORD not in repr(bus)
+            redis_server.kill()
+            with pytest.raises(Exception) as raised:  # noqa: PT011 - of any kind: what it shows is asked
+                await bus.queue("jobs", int).send(1)
+    assert PASSWORD not in caplog.text
+    assert PASSWORD not in "".join(traceback.format_exception(raised.value))
+
+
+async def test_a_user_without_channels_and_info_is_told_what_is_missing_and_can_work(
+    redis_server: RedisServer,
+) -> None:
+    redis_server.ask("ACL", "SETUSER", "shop", "on", ">secret", "~shop:*", "resetchannels", "+@all", "-info", "-config")
+    url = f"redis://shop:secret@127.0.0.1:{redis_server.port}?prefix=shop"
+    says = await refusal(url, ConfigurationError)
+    assert "+info" in says
+    engine = await opened(f"{url}&eviction=accept")
+    try:
+        assert not engine.driver.caps.durable  # it cannot be seen
+        await topology(engine.driver, ["jobs"])
+        waiting = asyncio.create_task(engine.driver.fetch("jobs", 1, 5.0, 30.0))
+        await asyncio.sleep(0.1)
+        await publish(engine.driver, [to_queue("jobs", b"polled")])
+        async with asyncio.timeout(2):
+            assert [one.body for one in await waiting] == [b"polled"]
+    finally:
+        await engine.close()
+    foreign = create(f"{url.replace('prefix=shop', 'prefix=other')}&eviction=accept", SystemClock())
+    await foreign.open()
+    with pytest.raises(Refused, match="lacks rights"):
+        await topology(foreign.driver, ["jobs"])
+    await foreign.close()
+
+
+async def test_a_closed_engine_says_so_and_opens_again(engine: RedisEngine) -> None:
+    await topology(engine.driver, ["jobs"])
+    await engine.close()
+    with pytest.raises(NotOpen):
+        await engine.driver.stats("jobs")
+    await engine.open()
+    await engine.open()
+    assert await drain(engine.driver, "jobs") == []
+
+
+def test_a_missing_client_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("easybus.engines.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'easybus\[redis\]'"):
+        create("redis://localhost", SystemClock())
+
+
+async def test_a_full_server_refuses_new_messages_and_lets_old_ones_be_acked(serve: Serve) -> None:
+    server = serve("--maxmemory", "6mb", "--maxmemory-policy", "noeviction", "--appendfsync", "no")
+    engine = await opened(server.url())
+    try:
+        await topology(engine.driver, ["jobs"])
+        kept = 0
+        with pytest.raises(EngineError) as raised:
+            for _ in range(100):
+                await publish(engine.driver, [to_queue("jobs", bytes(200_000))])
+                kept += 1
+        assert isinstance(raised.value, Unavailable)
+        assert "raise maxmemory" in str(raised.value)
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        held = await engine.driver.fetch("jobs", 5, 1.0, 30.0)
+        server.ask("CONFIG", "SET", "maxmemory", "1mb")
+        settlements = [Nack(held[0]), *(Ack(one) for one in held[1:])]
+        assert await engine.driver.settle("jobs", settlements) == [Settled.DONE] * len(held)
+        server.ask("CONFIG", "SET", "maxmemory", "0")
+        assert len(await drain(engine.driver, "jobs")) == kept - len(held) + 1
+    finally:
+        await engine.close()
