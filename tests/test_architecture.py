@@ -199,7 +199,19 @@ def test_pickle_is_used_nowhere() -> None:
     ] == []
 
 
-OPTIONAL = ["apsw", "asyncpg", "typer", "rich", "pydantic", "sqlalchemy", "watchfiles", "uvloop", "sqlite3"]
+OPTIONAL = [
+    "apsw",
+    "asyncpg",
+    "hiredis",
+    "redis",
+    "typer",
+    "rich",
+    "pydantic",
+    "sqlalchemy",
+    "watchfiles",
+    "uvloop",
+    "sqlite3",
+]
 
 
 def test_importing_easybus_imports_no_engine_and_no_extra() -> None:

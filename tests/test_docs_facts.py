@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,22 +48,35 @@ STORAGES = {
     "transactions": "keeps messages of `transaction(...)`",
     "outbox": "takes messages in your database transaction (`within=`)",
 }
-EXAMPLES = {"memory": "memory://", "sqlite": "sqlite:///shop.db", "postgresql": "postgresql://localhost/shop"}
+EXAMPLES = {
+    "memory": "memory://",
+    "sqlite": "sqlite:///shop.db",
+    "postgresql": "postgresql://localhost/shop",
+    "redis": "redis://localhost",
+}
+"""By scheme: of each room its first."""
+DEPENDS = {("redis", "durable"): "as `appendfsync` says"}
+"""By engine and capability: what only an open one knows."""
 
 
 def engines_table() -> str:
-    engines = [registry.create(EXAMPLES[scheme], SystemClock()) for scheme in registry.ENGINES]
-    lines = [f"| | {' | '.join(f'`{scheme}://`' for scheme in registry.ENGINES)} |"]
+    rooms = [room for room, _ in registry.ENGINES.values()]
+    schemes = [scheme for at, scheme in enumerate(registry.ENGINES) if rooms.index(rooms[at]) == at]
+    engines = [registry.create(EXAMPLES[scheme], SystemClock()) for scheme in schemes]
+    lines = [f"| | {' | '.join(f'`{scheme}://`' for scheme in schemes)} |"]
     lines.append("| --- |" + " --- |" * len(engines))
     capabilities = [asdict(engine.driver.caps) for engine in engines if engine.driver is not None]
     for name, says in CAPABILITIES.items():
-        lines.append(f"| {says} | {' | '.join(_shown(name, one[name]) for one in capabilities)} |")
+        lines.append(f"| {says} | {' | '.join(_shown(name, one) for one in capabilities)} |")
     for name, says in STORAGES.items():
         lines.append(f"| {says} | {' | '.join('yes' if getattr(one, name) is not None else 'no' for one in engines)} |")
     return "\n".join(lines)
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(name: str, capabilities: Mapping[str, object]) -> str:
+    value = DEPENDS.get((str(capabilities["engine"]), name), capabilities[name])
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "yes" if value else "no"
     assert isinstance(value, int | float)

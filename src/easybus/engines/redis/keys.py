@@ -87,8 +87,8 @@ async def complete_keys(
     """CLAIMED → DONE, each under its token; with a queue's base the deliveries are acked in the same step."""
     done: list[bool] = []
     for start in range(0, len(batch), _AT_ONCE):
-        keys: list[str] = [base]
-        values: list[Any] = []
+        keys: list[str] = []
+        values: list[Any] = [base]
         for at, (token, keep) in enumerate(batch[start : start + _AT_ONCE], start):
             key, secret = link.names.key_of(token)
             keys.append(key)

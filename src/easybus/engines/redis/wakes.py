@@ -39,6 +39,10 @@ class Wakes:
         self._listening: Any = None
         self._task: asyncio.Task[None] | None = None
 
+    def heard(self, channel: str) -> bool:
+        """Whether announcements on it reach us."""
+        return channel in self._heard
+
     async def until_found(
         self, channel: str, seconds: float, attempt: Callable[[], Awaitable[tuple[list[T], float]]]
     ) -> list[T]:
@@ -48,7 +52,7 @@ class Wakes:
         """
         end, asked = self._clock.time() + seconds, False
         while True:
-            heard = channel in self._heard
+            heard = self.heard(channel)
             watcher: Watcher = asyncio.get_running_loop().create_future()
             self._watchers.setdefault(channel, set()).add(watcher)
             try:

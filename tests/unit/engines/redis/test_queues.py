@@ -197,7 +197,7 @@ async def test_names_with_braces_and_percents_have_keys_of_their_own(engine: Red
     await publish(engine.driver, [to_queue(name, name.encode()) for name in names])
     for name in names:
         assert await drain(engine.driver, name) == [name.encode()]
-    keys = {engine.link().names.key(queue, id) for queue, id in [("a}:k:b", "c"), ("a", "b}:k:c"), ("a", "b:k:c")]}
+    keys = {engine.link().names.key(queue, name) for queue, name in [("a}:k:b", "c"), ("a", "b}:k:c"), ("a", "b:k:c")]}
     assert len(keys) == 3
 
 

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- CLAIMED → DONE, each only under its token; and with a base, the delivery acked in the same step.
--- KEYS: base or "", then the keys.  ARGV: for each key: token, keep in ms, member of the delivery
+-- CLAIMED → DONE, each only under its token; and with a queue's base, the delivery acked in the same step.
+-- KEYS: the keys.  ARGV: base or "", then for each key: token, keep in ms, member of the delivery
 -- Returns 1 or 0 for each: 0 is not the holder's, and neither was done.
 local call, sub = redis.call, string.sub
-local base, results, members, done = KEYS[1], {}, {}, {}
-local values = call('MGET', unpack(KEYS, 2))
-for i = 1, #KEYS - 1 do
-  local at, key, value = 3 * i - 2, KEYS[i + 1], values[i]
+local base, results, members, done = ARGV[1], {}, {}, {}
+local values = call('MGET', unpack(KEYS))
+for i, key in ipairs(KEYS) do
+  local at, value = 3 * i - 1, values[i]
   if value and not done[key] and sub(value, 1, 1) == 'C' and sub(value, 24, 47) == ARGV[at] then
     local length = tonumber(sub(value, 48, 49))
     call('SET', key, 'D0000000000000000000000' .. sub(value, 24, 49 + length), 'PX', ARGV[at + 1])
