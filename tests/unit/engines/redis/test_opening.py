@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import re
+import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -202,6 +204,31 @@ async def test_the_rights_that_the_docs_name_are_enough_for_everything(redis_ser
         await driver.drop([DeclareTopic("orders"), DeclareQueue("jobs")])
     finally:
         await engine.close()
+
+
+async def test_over_tls_the_servers_certificate_is_checked(serve: Serve, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, to make a certificate, is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    secure, options = free_port(), ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    options += ["--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no", "--tls-port", str(secure)]
+    try:
+        serve(*options, program=shutil.which("redis-server"))  # the wheel's Valkey is built without TLS
+    except RuntimeError as error:
+        pytest.skip(f"this server was built without TLS: {error}")
+    url = f"rediss://:{PASSWORD}@localhost:{secure}?prefix=tls"
+    engine = await opened(f"{url}&ca={certificate}")
+    await topology(engine.driver, ["jobs"])
+    await publish(engine.driver, [to_queue("jobs", b"1")])
+    assert await drain(engine.driver, "jobs") == [b"1"]
+    await engine.close()
+    assert "certificate" in (await refusal(url, Unavailable)).lower()  # nobody vouches for it
+    await refusal(f"{url.replace('localhost', '127.0.0.1')}&ca={certificate}", Unavailable)  # another name
+    engine = await opened(f"{url.replace('localhost', '127.0.0.1')}&ca={certificate}&verify=ca")
+    await engine.close()
 
 
 async def test_a_closed_engine_says_so_and_opens_again(engine: RedisEngine) -> None:
