@@ -47,7 +47,9 @@ class RedisFusedDriver(RedisDriver):
             return [], due
         parsed = [parse(delivery) for delivery in deliveries]
         try:
-            results = iter(await claim_keys(link, [claim for claim, _ in parsed if claim is not None]))
+            claims = [claim for claim, _ in parsed if claim is not None]
+            held = [one.receipt for one, (claim, _) in zip(deliveries, parsed, strict=True) if claim is not None]
+            results = iter(await claim_keys(link, claims, link.names.queue(queue), lease, held))
         except EngineError:
             with contextlib.suppress(EngineError):  # what cannot go back now goes back by its lease
                 await self.give_back(queue, deliveries)

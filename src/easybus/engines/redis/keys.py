@@ -63,15 +63,19 @@ class RedisKeys:
         return 0
 
 
-async def claim_keys(link: Link, batch: Sequence[Claim]) -> list[ClaimResult]:
-    """Claim; in one batch the second claim of a key finds it claimed."""
+async def claim_keys(
+    link: Link, batch: Sequence[Claim], base: str = "", lease: float = 0.0, members: Sequence[str] = ()
+) -> list[ClaimResult]:
+    """Claim; in one batch the second claim of a key finds it claimed. With a queue's base and the members of its
+    deliveries, their leases begin anew in the same step."""
     found: list[ClaimResult] = []
     for start in range(0, len(batch), _AT_ONCE):
         part = batch[start : start + _AT_ONCE]
         fresh = [secrets.token_hex(12) for _ in part]
-        values: list[Any] = []
-        for claim, secret in zip(part, fresh, strict=True):
-            values += (claim.digest, to_microseconds(claim.lease), claim.replay, secret)
+        values: list[Any] = [base, to_microseconds(lease)]
+        for at, (claim, secret) in enumerate(zip(part, fresh, strict=True), start):
+            member = members[at] if members else ""
+            values += (claim.digest, to_microseconds(claim.lease), claim.replay, secret, member)
         codes = await link.run(_CLAIM, [link.names.key(claim.queue, claim.id) for claim in part], values)
         for claim, secret, code in zip(part, fresh, codes, strict=True):
             if code < 0:

@@ -113,7 +113,7 @@ async def test_a_stopped_server_is_noticed_within_the_timeout(engine: RedisEngin
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [Unavailable] * 4
-        assert time.monotonic() - began < 3.0  # ?timeout=1: one to connect, one to read
+        assert time.monotonic() - began < 5.0  # ?timeout=1: to connect, to say who we are, to read
     finally:
         redis_server.thaw()
     assert b"kept" in await again(engine, "jobs")

@@ -100,7 +100,7 @@ async def test_a_server_without_an_append_only_file_is_warned_of(
 
 
 async def test_a_cluster_is_refused(serve: Serve) -> None:
-    server = serve("--cluster-enabled", "yes")
+    server = serve("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     assert "redis+sentinel://" in await refusal(server.url(), ConfigurationError)
 
 

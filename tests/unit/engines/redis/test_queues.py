@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from easybus.clock import SystemClock
-from easybus.engines.contract import Ack, DeclareQueue, Extend, Move, Nack, Publication, QueueStats, Settled
+from easybus.engines.contract import (
+    Ack,
+    Claim,
+    Claimed,
+    DeclareQueue,
+    Delivery,
+    Extend,
+    Move,
+    Nack,
+    Publication,
+    QueueStats,
+    Settled,
+)
 from easybus.engines.redis.engine import RedisEngine
 from easybus.engines.registry import create
 from easybus.errors import NotDeclared, Refused
@@ -219,3 +231,19 @@ async def test_a_consumer_is_woken_and_does_not_poll_for_what_comes(engine: Redi
         assert sorted(late)[5] < 0.1, late  # polling alone would take a quarter of a second
     finally:
         await other.close()
+
+
+async def test_what_is_taken_over_has_a_key_that_is_free(engine: RedisEngine) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    sent = [b"%d" % at for at in range(100)]
+    await publish(driver, [to_queue("jobs", body) for body in sent])
+    for starts in range(1, 5):  # takeovers at the very end of the leases
+        taken: list[Any] = []
+        while len(taken) < 100:
+            taken += await driver.take("jobs", 100, 2.0, 0.2, lambda one: (_claim(one), None))
+        assert [one.claim.starts for one in taken if isinstance(one.claim, Claimed)] == [starts] * 100
+
+
+def _claim(delivery: Delivery) -> Claim:
+    return Claim("jobs", delivery.body.decode(), b"d", 0.2)

@@ -2,15 +2,16 @@
 -- Claims idempotency keys: one owner each, the payload's digest compared first, in every state.
 --   value: state F|C|D, lease end (16), starts (6), token (24), length of the digest (2), digest, replay
 --   F free, and was claimed before; C claimed; D done, gone by its TTL
--- KEYS: the keys.  ARGV: for each: digest, lease in µs, replay, token
+-- With a queue's base, the leases of the deliveries begin anew here: none is taken over while its key is still held.
+-- KEYS: the keys.  ARGV: base or "", the deliveries' lease, then for each: digest, lease in µs, replay, token, member
 -- Returns, for each: -1 conflict, -2 busy, -3 done, else 2 × starts + (1 if it was claimed before)
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local sub, format = string.sub, string.format
 local values = redis.call('MGET', unpack(KEYS))
-local results, writes, taken, ends = {}, {}, {}, {}
+local results, writes, taken, ends, held = {}, {}, {}, {}, {}
 for i, key in ipairs(KEYS) do
-  local at = 4 * i - 3
+  local at = 5 * i - 2
   local digest, lease, replay = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local value, starts, before, result = values[i], 0, 0, nil
   if taken[key] then
@@ -40,8 +41,12 @@ for i, key in ipairs(KEYS) do
     result = 2 * starts + before
   end
   results[i] = result
+  held[2 * i - 1], held[2 * i] = now + ARGV[2] + i, ARGV[at + 4]
 end
 if #writes > 0 then
   redis.call('MSET', unpack(writes))
+end
+if ARGV[1] ~= '' and #held > 0 then
+  redis.call('ZADD', ARGV[1] .. ':l', 'XX', unpack(held))
 end
 return results
