@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,15 +17,17 @@ from easybus.engines.contract import (
     DeclareQueue,
     Delivery,
     Extend,
+    Finish,
     Move,
     Nack,
     Publication,
     QueueStats,
     Settled,
 )
+from easybus.engines.redis import fused
 from easybus.engines.redis.engine import RedisEngine
 from easybus.engines.registry import create
-from easybus.errors import NotDeclared, Refused
+from easybus.errors import NotDeclared, Refused, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
 
@@ -236,14 +239,40 @@ async def test_a_consumer_is_woken_and_does_not_poll_for_what_comes(engine: Redi
 async def test_what_is_taken_over_has_a_key_that_is_free(engine: RedisEngine) -> None:
     driver = engine.driver
     await topology(driver, ["jobs"])
-    sent = [b"%d" % at for at in range(100)]
-    await publish(driver, [to_queue("jobs", body) for body in sent])
-    for starts in range(1, 5):  # takeovers at the very end of the leases
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(20)])
+
+    def parse(delivery: Delivery, pause: float) -> tuple[Claim, None]:
+        time.sleep(pause)
+        return Claim("jobs", delivery.body.decode(), b"d", 0.3), None
+
+    for starts, pause in ((1, 0.005), (2, 0.0)):  # first the claims come long after the fetch, then at once
         taken: list[Any] = []
-        while len(taken) < 100:
-            taken += await driver.take("jobs", 100, 2.0, 0.2, lambda one: (_claim(one), None))
-        assert [one.claim.starts for one in taken if isinstance(one.claim, Claimed)] == [starts] * 100
+        while len(taken) < 20:
+            taken += await driver.take("jobs", 20, 2.0, 0.3, partial(parse, pause=pause))
+        assert [getattr(one.claim, "starts", one.claim) for one in taken] == [starts] * 20
 
 
-def _claim(delivery: Delivery) -> Claim:
-    return Claim("jobs", delivery.body.decode(), b"d", 0.2)
+async def test_what_cannot_be_claimed_goes_back_at_once(engine: RedisEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"1")])
+
+    async def away(*_: object) -> None:
+        raise Unavailable("gone in between")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fused, "claim_keys", away)
+        with pytest.raises(Unavailable):
+            await driver.take("jobs", 1, 1.0, 60.0, lambda _: (None, None))
+    assert [one.attempt for one in await receive(driver, "jobs", 1, within=2.0)] == [2]
+
+
+async def test_nothing_is_left_of_what_is_finished_but_its_key(engine: RedisEngine) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(20)])
+    taken = await driver.take("jobs", 20, 1.0, 30.0, lambda one: (Claim("jobs", one.body.decode(), b"d", 30.0), None))
+    finishes = [Finish(one.delivery, one.claim.token, 60.0) for one in taken if isinstance(one.claim, Claimed)]
+    assert await driver.finish("jobs", finishes) == [True] * 20
+    assert await left(engine) == NOTHING
+    assert 0 < await engine.link().command("PTTL", engine.link().names.key("jobs", "0")) <= 60_000
