@@ -40,13 +40,18 @@ elseif pending[1] > redis.call('ZCARD', l) + redis.call('ZCARD', n) then
   until #page < 1000
 end
 
-local due = redis.call('ZRANGEBYSCORE', z, '-inf', now, 'LIMIT', 0, 500)
-for _, member in ipairs(due) do
-  redis.call('XADD', s, '*', 'b', string.sub(member, 17))
-end
-if #due > 0 then
-  redis.call('ZREM', z, unpack(due))
-end
+local moved, weight, due = 0, 0, nil
+repeat
+  due = redis.call('ZRANGEBYSCORE', z, '-inf', now, 'LIMIT', 0, moved == 0 and FIRST_PART or PART)
+  for _, member in ipairs(due) do
+    redis.call('XADD', s, '*', 'b', string.sub(member, 17))
+    weight = weight + #member
+  end
+  if #due > 0 then
+    redis.call('ZREM', z, unpack(due))
+  end
+  moved = moved + #due
+until #due == 0 or moved >= 500 or weight >= MOST
 
 local found, leases, size, count = {2}, {}, 0, 0
 local function add(id, attempt, body)

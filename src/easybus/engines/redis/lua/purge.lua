@@ -42,10 +42,15 @@ if #ids > 0 then
   redis.call('XACK', s, 'easybus', unpack(ids))
 elseif redis.call('EXISTS', s) == 1 then
   local group = redis.call('XINFO', 'GROUPS', s)[1]
-  local from = group and '(' .. field(group, 'last-delivered-id') or '-'
-  for _, entry in ipairs(redis.call('XRANGE', s, from, upto, 'COUNT', 1000)) do
-    ids[#ids + 1] = entry[1]
-  end
+  local from, size, page = group and '(' .. field(group, 'last-delivered-id') or '-', 0, nil
+  repeat  -- it reads the bodies too: no more of them at once than a server bears
+    page = redis.call('XRANGE', s, from, upto, 'COUNT', size == 0 and 8 or 64)
+    for _, entry in ipairs(page) do
+      ids[#ids + 1] = entry[1]
+      size = size + #entry[2][2]
+      from = '(' .. entry[1]
+    end
+  until #page == 0 or #ids >= 1000 or size >= 4194304
 end
 if #ids > 0 then
   redis.call('XDEL', s, unpack(ids))
