@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by name
-from tests.servers.redis_fixtures import *  # noqa: F403 - pytest finds fixtures by name
 
 LOOP = os.environ.get("EASYBUS_TEST_LOOP", "asyncio")
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from .postgresql import PostgresqlServer
+from .redis import RedisServer
 
-__all__ = ["postgresql_server", "postgresql_started"]
+__all__ = ["postgresql_server", "postgresql_started", "redis_server", "redis_started"]
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,21 @@ def postgresql_server(postgresql_started: PostgresqlServer) -> PostgresqlServer:
     postgresql_started.thaw()
     postgresql_started.start()
     return postgresql_started
+
+
+@pytest.fixture(scope="session")
+def redis_started() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def redis_server(redis_started: RedisServer) -> RedisServer:
+    """A running server; up again, whatever the test before has done to it."""
+    redis_started.thaw()
+    redis_started.start()
+    return redis_started
