@@ -86,7 +86,7 @@ clean:
 .PHONY: .other
 .other: .venv-$(V)/.test
 	@echo "--- Python $(V)"
-	.venv-$(V)/bin/python -m pytest -n 2 -m "not alone and not long" tests/unit tests/contracts
+	.venv-$(V)/bin/python -m pytest -n 2 -m "not alone and not long and not server" tests/unit tests/contracts
 
 .venv-$(V)/.test: pyproject.toml
 	$(P) -m venv --clear .venv-$(V)

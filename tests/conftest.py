@@ -1,9 +1,15 @@
-"""EASYBUS_TEST_LOOP=uvloop runs every async test on uvloop; without it they run on asyncio's own loop."""
+"""EASYBUS_TEST_LOOP=uvloop runs every async test on uvloop; without it they run on asyncio's own loop.
+
+Tests that need a server are marked `server`, by the fixtures that they ask for.
+"""
 
 from __future__ import annotations
 
 import os
 
+import pytest
+
+from tests.servers import fixtures
 from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by name
 
 LOOP = os.environ.get("EASYBUS_TEST_LOOP", "asyncio")
@@ -19,3 +25,9 @@ if LOOP == "uvloop":
 
 elif LOOP != "asyncio":
     raise ValueError(f"EASYBUS_TEST_LOOP is {LOOP!r}; it can be asyncio or uvloop")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if set(getattr(item, "fixturenames", ())) & set(fixtures.__all__):
+            item.add_marker("server")
