@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from tests.servers import fixtures
 from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by name
 
