@@ -6,10 +6,36 @@ from collections.abc import Iterator
 
 import pytest
 
+from .mariadb import MariadbServer
 from .postgresql import PostgresqlServer
 from .redis import RedisServer
 
-__all__ = ["postgresql_server", "postgresql_started", "redis_server", "redis_started"]
+__all__ = [
+    "mariadb_server",
+    "mariadb_started",
+    "postgresql_server",
+    "postgresql_started",
+    "redis_server",
+    "redis_started",
+]
+
+
+@pytest.fixture(scope="session")
+def mariadb_started() -> Iterator[MariadbServer]:
+    server = MariadbServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def mariadb_server(mariadb_started: MariadbServer) -> MariadbServer:
+    """A running server; up again, whatever the test before has done to it."""
+    mariadb_started.thaw()
+    mariadb_started.start()
+    return mariadb_started
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ ENGINES: Mapping[str, tuple[str, str]] = {
     "memory": ("memory", ""),
     "sqlite": ("sqlite", ""),
     "postgresql": ("postgresql", "postgresql"),
+    "mysql": ("mysql", "mysql"),
     "redis": ("redis", "redis"),
     "rediss": ("redis", "redis"),
     "redis+sentinel": ("redis", "redis"),

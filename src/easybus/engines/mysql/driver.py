@@ -1,0 +1,370 @@
+"""Queues and topics in tables.
+
+A message is ready when `visible_at` is past, in flight while a fetch owns it (`owner` is that fetch's random number,
+`visible_at` the end of its lease), else delayed. Each settlement acts under (id, attempt, owner).
+
+    fetch: lock due rows in the order of the index, passing over those that others hold → lease them → commit
+    publish: read the bindings' version under a shared lock → insert, or fail where it is not the one routed by → commit
+
+Every commit is as durable as the server is configured to be; MySQL has no lazier one for a single transaction.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+from ...clock import Clock
+from ...errors import Unavailable, Unroutable
+from .. import contract
+from ..contract import (
+    Ack,
+    Binding,
+    Capabilities,
+    Change,
+    DeclareQueue,
+    Delivery,
+    Extend,
+    Move,
+    Nack,
+    Publication,
+    QueueStats,
+    Settled,
+)
+from .failures import STALE, code
+from .limits import check_change, check_publication, check_settlement
+from .link import BEGIN, COMMIT, ROLLBACK, Link, Rows, Step
+from .names import held, micros
+from .session import Session
+from .topology import Snapshot, no_queue, no_topic
+from .waking import until_found
+
+Receipt: TypeAlias = tuple[int, int]
+"""The row's id, and the owner that it was delivered to."""
+
+_KNOW = (  # no declaration is committed between this and the end of the transaction
+    "SELECT CAST(value AS UNSIGNED), {now} INTO @easybus, @easybus_now FROM {meta} WHERE name = 'bindings' "
+    "LOCK IN SHARE MODE"
+)
+_INSERT = "INSERT INTO {message} (queue_id, visible_at, body) VALUES %s"
+_ROW = "(%s, @easybus_now + %s, %s)"
+_GUARDED = (  # refused (`STALE`), and all with it, where the rows were routed by another version
+    "(IF(@easybus = %s, %s, NULL), @easybus_now + %s, %s)"
+)
+_FETCH = (  # each row to one fetch only; the index gives the order, so that no more is locked than is taken
+    "SELECT id, attempt + 1, body FROM {message} FORCE INDEX (due) WHERE queue_id = %s AND visible_at <= {now} "
+    "ORDER BY visible_at, id LIMIT %s FOR UPDATE SKIP LOCKED"
+)
+_LEASE = "UPDATE {message} SET visible_at = {now} + %s, attempt = attempt + 1, owner = %s WHERE id IN %s"
+_NEXT_DUE = (  # the queue's id as it is now, and the microseconds until its next row is due
+    "SELECT id, (SELECT visible_at - {now} FROM {message} FORCE INDEX (due) WHERE queue_id = queue.id "
+    "ORDER BY visible_at, id LIMIT 1) FROM {queue} AS queue WHERE name = %s"
+)
+_FENCED = "WHERE id = %s AND attempt = %s AND owner = %s"
+_NACK = f"UPDATE {{message}} SET visible_at = {{now}} + %s, owner = 0 {_FENCED}"
+_EXTEND = f"UPDATE {{message}} SET visible_at = {{now}} + %s {_FENCED}"
+_MOVE = (  # the retry takes the delivery's place in one step
+    f"UPDATE {{message}} SET visible_at = {{now}} + %s, body = %s, attempt = 0, owner = 0 {_FENCED}"
+)
+_THESE = "FROM {message} WHERE id IN %s AND (id, attempt, owner) IN %s"
+_HELD = f"SELECT id, owner {_THESE} FOR UPDATE"  # which of these are their owners' still
+_ACK = f"DELETE {_THESE}"
+_STATS = (
+    "SELECT COUNT(CASE WHEN visible_at <= {now} THEN 1 END), COUNT(CASE WHEN visible_at > {now} AND owner <> 0 THEN 1 "
+    "END), COUNT(CASE WHEN visible_at > {now} AND owner = 0 THEN 1 END) FROM {message} FORCE INDEX (due) "
+    "WHERE queue_id = %s"
+)
+_LAST = "SELECT COALESCE(MAX(id), 0) FROM {message}"
+_PURGEABLE = (  # what is not in flight, a part at a time, nothing newer than when the purge began
+    "SELECT id FROM {message} FORCE INDEX (due) WHERE queue_id = %s AND id <= %s "
+    "AND (owner = 0 OR visible_at <= {now}) LIMIT 5000 FOR UPDATE SKIP LOCKED"
+)
+_PURGE = "DELETE FROM {message} WHERE id IN %s"
+
+_TRIES = 20
+_ROW_SIZE = 64
+"""Bytes that a row takes besides its body."""
+_AT_ONCE = 500
+"""Deliveries acked by one statement: longer lists are no longer looked up by the index."""
+
+
+class MysqlDriver:
+    """The driver. Any number of processes on any number of hosts may work on one database."""
+
+    def __init__(self, clock: Clock, session: Session) -> None:
+        self._clock = clock
+        self._session = session
+
+    @property
+    def caps(self) -> Capabilities:
+        """As the server said when it was last opened."""
+        return self._session.caps
+
+    async def declare(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            check_change(change)
+        await self._session.topology.declare(self._session.connections, changes)
+
+    async def drop(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change, DeclareQueue):
+                await self._purge(change.name, missing_is_empty=True)
+        await self._session.topology.drop(self._session.connections, changes)
+
+    # ------------------------------------------------------------------------------------------------ publishing
+
+    async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+        results: list[int | Exception | None] = []
+        for part in _parts(batch, self.caps.max_body):
+            results += await self._publish(part)
+        return results
+
+    async def _publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+        session = self._session
+        snapshot = await session.topology.known(session.connections)
+        for _ in range(_TRIES):
+            route = _Route(snapshot, batch, self.caps.max_body)
+            last = snapshot
+            if route.rows and await self._insert(snapshot, route):  # so the snapshot was the last
+                session.watchers.wake(route.queues)
+                return route.results
+            snapshot = await session.topology.current(session.connections)
+            if snapshot is last and not route.rows:
+                return route.results
+        raise Unavailable("queues and bindings changed faster than they could be read")
+
+    async def _insert(self, snapshot: Snapshot, route: _Route) -> bool:
+        (queue, delay, message), *others = route.rows
+        steps: list[Step] = [BEGIN, (_KNOW,), (_INSERT, Rows(_GUARDED, [(snapshot.version, queue, delay, message)]))]
+        steps += [(_INSERT, Rows(_ROW, part)) for part in _by_size(others, self.caps.max_body)]
+
+        async def work(link: Link) -> bool:
+            try:
+                await link.run(*steps, COMMIT)
+            except Exception as error:
+                if code(error) != STALE:
+                    raise
+                await link.run(ROLLBACK)
+                return False
+            return True
+
+        return await self._session.connections.run(work)
+
+    # ------------------------------------------------------------------------------------------------- consuming
+
+    async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
+        session = self._session
+
+        async def attempt() -> tuple[list[Delivery], float | None, int]:
+            number = await self.number(queue)
+
+            async def work(link: Link) -> tuple[list[Delivery], float | None, int]:
+                found, leased = await self.lock(link, queue, number, limit, lease)
+                if not found:
+                    return [], *await self.next_due(link, queue)
+                await link.run(leased, COMMIT)
+                return found, None, number
+
+            return await session.connections.run(work, undo=lambda result: self.give_back(queue, result[0]))
+
+        return await until_found(session.watchers, self._clock, wait, await self.number(queue), attempt)
+
+    async def number(self, queue: str) -> int:
+        """The id of a queue, as far as is known here. Raises `NotDeclared`."""
+        session = self._session
+        snapshot = await session.topology.known(session.connections)
+        if queue not in snapshot.queues:
+            snapshot = await session.topology.current(session.connections)
+        if queue not in snapshot.queues:
+            raise no_queue(queue)
+        return snapshot.queues[queue][0]
+
+    async def lock(self, link: Link, queue: str, number: int, limit: int, lease: float) -> tuple[list[Delivery], Step]:
+        """Begin a transaction, in which up to `limit` due messages are locked; and the step that takes them."""
+        owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
+        rows = (await link.run(BEGIN, (_FETCH, number, limit)))[1].rows
+        found = [Delivery(queue, row[2], row[1], (row[0], owner)) for row in rows]
+        return found, (_LEASE, micros(lease), owner, [row[0] for row in rows])
+
+    async def next_due(self, link: Link, queue: str) -> tuple[float | None, int]:
+        """In how many seconds the queue's next message is due, and the queue's id; ends the transaction.
+
+        Raises `NotDeclared`.
+        """
+        _, found = await link.run(COMMIT, (_NEXT_DUE, held(queue)))
+        if not found.rows:
+            self._session.topology.forget()
+            raise no_queue(queue)
+        number, due = found.rows[0]
+        snapshot = self._session.topology.last
+        if snapshot is None or snapshot.queues.get(queue, (0, 0.0))[0] != number:
+            self._session.topology.forget()  # dropped and declared again elsewhere
+        return None if due is None else due / 1e6, number
+
+    def give_back(self, queue: str, deliveries: Sequence[Delivery]) -> None:
+        """What a cancelled fetch had taken is ready again."""
+        if deliveries:
+            self._session.later(self.settle(queue, [Nack(delivery) for delivery in deliveries]))
+
+    # ------------------------------------------------------------------------------------------------- settling
+
+    async def settle(self, queue: str, batch: Sequence[contract.Settlement]) -> list[Settled]:
+        for item in batch:
+            check_settlement(item, self.caps.max_body)
+        results = await self._session.connections.run(lambda link: _settle(link, batch))
+        if any(isinstance(item, (Nack, Move)) for item in batch):
+            self._session.watchers.wake([await self.number(queue)])
+        return [Settled.DONE if done else Settled.STALE for done in results]
+
+    # -------------------------------------------------------------------------------------------------- looking
+
+    async def stats(self, queue: str) -> QueueStats:
+        session = self._session
+        snapshot = await session.topology.current(session.connections)
+        if queue not in snapshot.queues:
+            raise no_queue(queue)
+        number = snapshot.queues[queue][0]
+        found = await session.connections.run(lambda link: link.one(_STATS, number))
+        return QueueStats(*found.rows[0])
+
+    async def purge(self, queue: str) -> int:
+        return await self._purge(queue, missing_is_empty=False)
+
+    async def _purge(self, queue: str, *, missing_is_empty: bool) -> int:
+        session, total = self._session, 0
+        snapshot = await session.topology.current(session.connections)
+        if queue not in snapshot.queues:
+            if missing_is_empty:
+                return 0
+            raise no_queue(queue)
+        number = snapshot.queues[queue][0]
+        last = await session.connections.run(lambda link: link.value(_LAST))
+
+        async def part(link: Link) -> int:
+            found = (await link.run(BEGIN, (_PURGEABLE, number, last)))[1].rows
+            if not found:
+                await link.run(COMMIT)
+                return 0
+            return (await link.run((_PURGE, [row[0] for row in found]), COMMIT))[0].changed
+
+        while removed := await session.connections.run(part):
+            total += removed
+        return total
+
+    async def queues(self) -> list[DeclareQueue]:
+        snapshot = await self._session.topology.current(self._session.connections)
+        return [DeclareQueue(name, delay) for name, (_, delay) in sorted(snapshot.queues.items())]
+
+    async def topics(self) -> list[tuple[str, list[Binding]]]:
+        snapshot = await self._session.topology.current(self._session.connections)
+        found: dict[str, list[Binding]] = {name: [] for name in sorted(snapshot.topics)}
+        for binding in snapshot.bindings:
+            found.setdefault(binding.topic, []).append(binding)
+        return list(found.items())
+
+
+class _Route:
+    """Where a batch goes by one snapshot: the rows to insert, and each item's result."""
+
+    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication], largest: int) -> None:
+        self.rows: list[tuple[int, int, bytes]] = []
+        """Queue, delay in microseconds, body."""
+        self.results: list[int | Exception | None] = []
+        for item in batch:
+            try:
+                check_publication(item, largest)
+                reached = _reached(snapshot, item)
+            except Exception as error:
+                self.results.append(error)
+                continue
+            for queue in reached:
+                number, delay = snapshot.queues[queue]
+                self.rows.append((number, micros(delay if item.delay is None else item.delay), item.body))
+            self.results.append(len(reached))
+
+    @property
+    def queues(self) -> list[int]:
+        """The queues that are reached."""
+        return [row[0] for row in self.rows]
+
+
+def _reached(snapshot: Snapshot, item: Publication) -> Sequence[str]:
+    if not item.to_topic:
+        if item.name not in snapshot.queues:
+            raise no_queue(item.name)
+        return (item.name,)
+    routes = snapshot.routes.get(item.name)
+    if routes is None:
+        raise no_topic(item.name)
+    reached = routes.queues(item.route_key)
+    if not reached and item.require:
+        raise Unroutable(f"no queue of the topic {item.name!r} is bound for {item.route_key!r}")
+    return reached
+
+
+def _parts(batch: Sequence[Publication], largest: int) -> Iterator[Sequence[Publication]]:
+    """The batch in its order, in parts that one transaction carries."""
+    begin = size = 0
+    for at, item in enumerate(batch):
+        size += len(item.body)
+        if size > largest and at > begin:
+            yield batch[begin:at]
+            begin, size = at, len(item.body)
+    yield batch[begin:]
+
+
+def _by_size(rows: list[tuple[int, int, bytes]], largest: int) -> Iterator[list[tuple[int, int, bytes]]]:
+    """Rows in their order, in parts that one statement carries."""
+    begin = size = 0
+    for at, row in enumerate(rows):
+        size += len(row[2]) + _ROW_SIZE
+        if size > largest and at > begin:
+            yield rows[begin:at]
+            begin, size = at, len(row[2])
+    if begin < len(rows):
+        yield rows[begin:]
+
+
+async def _settle(link: Link, batch: Sequence[contract.Settlement]) -> list[bool]:
+    """Whether each was its delivery's owner's to settle; a second one of the same delivery is not."""
+    # In the order of the rows, acks first: two batches then lock them in one order.
+    acks = sorted((item.delivery for item in batch if isinstance(item, Ack)), key=lambda one: one.receipt[0])
+    others = sorted(
+        (at for at, item in enumerate(batch) if not isinstance(item, Ack)), key=lambda at: batch[at].delivery.receipt[0]
+    )
+    steps, looks = ack_steps(acks)
+    results = await link.run(BEGIN, *steps, *[_step(batch[at]) for at in others], COMMIT)
+    owned: set[Receipt] = {(row[0], row[1]) for at in looks for row in results[1 + at].rows}
+    settled = [False] * len(batch)
+    for at, item in enumerate(batch):
+        if isinstance(item, Ack):
+            settled[at] = item.delivery.receipt in owned
+            owned.discard(item.delivery.receipt)
+    for at, result in zip(others, results[1 + len(steps) :], strict=False):
+        settled[at] = result.changed == 1
+    return settled
+
+
+def ack_steps(deliveries: Sequence[Delivery]) -> tuple[list[Step], range]:
+    """The steps that ack these, and which of them give the (id, owner) of those that they ack."""
+    steps: list[Step] = []
+    for begin in range(0, len(deliveries), _AT_ONCE):
+        part = deliveries[begin : begin + _AT_ONCE]
+        these = ([one.receipt[0] for one in part], [fence(one) for one in part])
+        steps += [(_HELD, *these), (_ACK, *these)]
+    return steps, range(0, len(steps), 2)
+
+
+def fence(delivery: Delivery) -> tuple[int, int, int]:
+    """Id, attempt and owner."""
+    return (delivery.receipt[0], delivery.attempt, delivery.receipt[1])
+
+
+def _step(item: contract.Settlement) -> Step:
+    if isinstance(item, Extend):
+        return (_EXTEND, micros(item.lease), *fence(item.delivery))
+    if isinstance(item, Move):
+        return (_MOVE, micros(item.delay), item.body, *fence(item.delivery))
+    assert isinstance(item, Nack)  # noqa: S101 - for the type checker
+    return (_NACK, micros(item.delay), *fence(item.delivery))

@@ -1,0 +1,83 @@
+"""The client library's errors as ours: by the server's number for it, or by where they come from.
+
+A call that failed for reasons unknown may be tried again: only what the server surely refuses for good is `Refused`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncmy import errors as theirs
+
+from ...errors import ConfigurationError, EasybusError, Refused, TooLarge, Unavailable
+
+_named: Any = theirs
+
+_ACCESS = "the server refuses this user or password; mend the URL (special characters as %XX), or GRANT access"
+_PRIVILEGE = "the user lacks a privilege: GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX on the database"
+MISCONFIGURED = {
+    # what only a first connection may say; later the server may be in the middle of being set up again
+    1045: _ACCESS,
+    1698: _ACCESS,
+    1251: _ACCESS,
+    2059: "the user's authentication plugin is none that asyncmy knows",
+    1044: _PRIVILEGE,
+    1049: "there is no such database: CREATE DATABASE it, or mend the URL",
+    1142: _PRIVILEGE,
+    1143: _PRIVILEGE,
+    1227: _PRIVILEGE,
+    3159: "the server takes encrypted connections only: write ssl_mode=required in the URL",
+}
+REFUSED = {
+    1142: _PRIVILEGE,
+    1143: _PRIVILEGE,
+    1264: "the server cannot hold this value",
+    1366: "the server cannot hold this value",
+    1406: "the server cannot hold this value",
+    1048: "the database's own constraints refuse it",
+}
+TOO_LARGE = (1153, 1118, 1301, 1534)
+"""A packet or a row over one of the server's limits."""
+LOCK_WAIT = 1205
+AGAIN = (LOCK_WAIT, 1213, 1062, 1020)
+"""A lock waited for in vain, a deadlock, a row that another has just added or changed: the same call, made again, may
+succeed at once."""
+STALE = 1048
+"""What the publishing statement is refused with where bindings have changed (see `driver`)."""
+_WIPED = (1146,)
+"""No such table: it was there when the engine was opened."""
+
+
+def translated(error: BaseException, url: str, *, first: bool = False) -> EasybusError:
+    """Our error for theirs. `first`: while opening, when what is misconfigured is said as such."""
+    if isinstance(error, EasybusError):
+        return error
+    number = code(error)
+    if first and number in MISCONFIGURED:
+        return ConfigurationError(f"{url}: {_text(error)}: {MISCONFIGURED[number]}")
+    if number in TOO_LARGE:
+        return TooLarge(f"{url}: {_text(error)}: raise the server's max_allowed_packet, or send less at once")
+    if number in REFUSED:
+        return Refused(f"{url}: {_text(error)}: {REFUSED[number]}")
+    return Unavailable(f"{url}: {_text(error)}")
+
+
+def code(error: BaseException) -> int:
+    """The server's number for an error; 0 for what it did not say."""
+    known = isinstance(error, _named.MySQLError) and error.args and isinstance(error.args[0], int)
+    return error.args[0] if known else 0
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether it is of the client library or the network."""
+    return isinstance(error, (_named.MySQLError, OSError, EOFError))
+
+
+def wiped(error: BaseException) -> bool:
+    """Whether the tables are gone."""
+    return code(error) in _WIPED
+
+
+def _text(error: BaseException) -> str:
+    said = str(error.args[1] if len(error.args) > 1 else error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -1,0 +1,94 @@
+"""The driver with the keys beside its messages: fetch with claim, and completion with ack, in one transaction each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...clock import Clock
+from ..contract import Claim, Claimed, Delivery, Finish, Taken
+from .driver import MysqlDriver, ack_steps
+from .keys import MysqlKeys, Tokens, Wishes, completing, found
+from .link import BEGIN, COMMIT, Link
+from .session import Session
+from .waking import until_found
+
+
+class MysqlFusedDriver(MysqlDriver):
+    """`MysqlDriver` and the two fused steps."""
+
+    def __init__(self, clock: Clock, session: Session, keys: MysqlKeys) -> None:
+        super().__init__(clock, session)
+        self._keys = keys
+
+    async def take(
+        self,
+        queue: str,
+        limit: int,
+        wait: float,
+        lease: float,
+        parse: Callable[[Delivery], tuple[Claim | None, Any]],
+    ) -> list[Taken]:
+        session = self._session
+
+        async def attempt() -> tuple[list[Taken], float | None, int]:
+            number = await self.number(queue)
+
+            async def work(link: Link) -> tuple[list[Taken], float | None, int]:
+                deliveries, leased = await self.lock(link, queue, number, limit, lease)
+                if not deliveries:
+                    return [], *await self.next_due(link, queue)
+                parsed = [parse(delivery) for delivery in deliveries]
+                wishes = Wishes([claim for claim, _ in parsed if claim is not None], session)
+                looks = (await link.run(leased, *wishes.steps, COMMIT))[2:-1:2]
+                try:
+                    results = iter(await wishes.granted(link, looks))
+                except BaseException:
+                    self.give_back(queue, deliveries)
+                    raise
+                taken = [
+                    Taken(delivery, value, None if claim is None else next(results))
+                    for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
+                ]
+                return taken, None, number
+
+            return await session.connections.run(work, undo=lambda result: self._take_back(queue, result[0]))
+
+        return await until_found(session.watchers, self._clock, wait, await self.number(queue), attempt)
+
+    def _take_back(self, queue: str, taken: Sequence[Taken]) -> None:
+        """What a cancelled take had claimed is free again, and then its deliveries are ready."""
+        tokens = [item.claim.token for item in taken if isinstance(item.claim, Claimed)]
+        deliveries = [item.delivery for item in taken]
+
+        async def back() -> None:
+            if tokens:
+                await self._keys.release(tokens)
+            self.give_back(queue, deliveries)
+
+        if taken:
+            self._session.later(back())
+
+    async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
+        by_keep: dict[float, list[Finish]] = defaultdict(list)
+        for item in batch:
+            by_keep[item.keep].append(item)
+        done: set[str] = set()
+        for keep, items in by_keep.items():
+            done |= await self._finish(queue, items, keep)
+        return Tokens([item.token for item in batch]).answers(done)
+
+    async def _finish(self, queue: str, batch: Sequence[Finish], keep: float) -> set[str]:
+        """Complete keys, and in the same transaction ack the deliveries of those that were held."""
+        these = Tokens([item.token for item in batch])
+        looks = completing(these.parts, keep)
+
+        async def work(link: Link) -> set[str]:
+            results = await link.run(BEGIN, *looks)
+            done = found(row for result in results[1::2] for row in result.rows)
+            acked = sorted((item.delivery for item in batch if item.token in done), key=lambda one: one.receipt[0])
+            await link.run(*ack_steps(acked)[0][1::2], COMMIT)
+            return done
+
+        return await self._session.connections.run(work)
