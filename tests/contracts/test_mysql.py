@@ -9,7 +9,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from tests.servers.mariadb import PASSWORD, USER, MariadbServer
+from tests.servers.mariadb import MariadbServer
 
 from easybus.clock import SystemClock
 from easybus.engines.contract import Engine
@@ -31,9 +31,7 @@ class User:
         return await asyncio.to_thread(self._ask, statement)
 
     def _connect(self) -> Any:
-        return closing(
-            pymysql.connect(host="127.0.0.1", port=self._server.port, user=USER, password=PASSWORD, database="test")
-        )
+        return closing(pymysql.connect(**self._server.address))
 
     def _run(self, statements: Sequence[tuple[str, tuple[Any, ...]]], commit: bool) -> list[int]:
         with self._connect() as connection, connection.cursor() as cursor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 from . import HOST, Server, find_program, missing
 
@@ -63,9 +64,16 @@ class MariadbServer(Server):
             return False
         return True
 
+    @property
+    def address(self) -> dict[str, Any]:
+        """Where a client library connects to."""
+        return {"host": HOST, "port": self.port, "user": USER, "password": PASSWORD, "database": "test"}
+
     def sql(self, statement: str) -> str:
         """Run statements as the superuser; returns the rows, by tabs."""
-        return self.run(self._client, "--no-defaults", f"--socket={self._socket}", "-uroot", "-BN", "-e", statement)
+        return self.run(
+            self._client, "--no-defaults", f"--socket={self._socket}", "-uroot", "-BN", "-e", statement
+        ).strip()
 
     def database(self) -> str:
         """Make a fresh database; returns its URL."""

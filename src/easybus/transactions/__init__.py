@@ -19,6 +19,8 @@ LIBRARIES: Mapping[str, tuple[str, str]] = {
     "sqlite3": ("stdlib_sqlite", "sqlite3.Connection"),
     "apsw": ("apsw_sqlite", "apsw.Connection"),
     "asyncpg": ("asyncpg_connection", "asyncpg.Connection, asyncpg.pool.PoolConnectionProxy"),
+    "pymysql": ("pymysql_connection", "pymysql.Connection"),
+    "asyncmy": ("asyncmy_connection", "asyncmy.Connection"),
 }
 
 

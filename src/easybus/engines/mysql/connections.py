@@ -89,8 +89,9 @@ class Connections:
                     self._prepared = True
                 return await work(link)
             except Exception as error:
+                lost = not link.alive  # then the library may raise whatever it stumbles over
                 await _roll_back(link)
-                if isinstance(error, EasybusError) or not is_foreign(error):
+                if isinstance(error, EasybusError) or not (lost or is_foreign(error)):
                     raise
                 if wiped(error):
                     self._prepared = False

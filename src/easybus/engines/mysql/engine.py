@@ -10,7 +10,7 @@ from typing import Any
 from asyncmy.connection import Connection
 
 from ...clock import Clock
-from .failures import is_foreign, translated
+from .failures import is_foreign, refuses_commit, translated
 from .fused import MysqlFusedDriver
 from .halves import MysqlHalves
 from .keys import MysqlKeys
@@ -19,6 +19,8 @@ from .link import Link
 from .location import Location
 from .outbox import MysqlOutbox
 from .session import Session
+
+_KIND: Any = Connection
 
 
 class MysqlEngine:
@@ -40,7 +42,7 @@ class MysqlEngine:
         await self._session.close()
 
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
-        return self._transaction() if issubclass(Connection, kind) and kind is not object else None
+        return self._transaction() if kind is _KIND else None
 
     @contextlib.asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[Any]:
@@ -60,9 +62,9 @@ class MysqlEngine:
             try:
                 await link.connection.commit()
             except Exception as error:
-                if is_foreign(error):
-                    raise translated(error, location.url) from error
-                raise
+                if refuses_commit(error) or not is_foreign(error):
+                    raise  # it did not take place: the handler's own failure
+                raise translated(error, location.url) from error
         finally:
             guests.give_back(link)  # cut, where it is still in a transaction: cancelled, or cut off, half way
 

@@ -73,6 +73,11 @@ def is_foreign(error: BaseException) -> bool:
     return isinstance(error, (_named.MySQLError, OSError, EOFError))
 
 
+def refuses_commit(error: BaseException) -> bool:
+    """Whether the server has surely rolled a transaction back instead of committing it."""
+    return code(error) in AGAIN
+
+
 def wiped(error: BaseException) -> bool:
     """Whether the tables are gone."""
     return code(error) in _WIPED

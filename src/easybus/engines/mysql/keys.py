@@ -38,7 +38,7 @@ _LOOK = (
     f"SELECT place, id, digest, secret, state, {_LIVE}, starts, replay FROM {{key}} AS key_ FORCE INDEX (place) "
     "WHERE place IN %s ORDER BY place"
 )
-_LOCKED = f"{_LOOK} FOR UPDATE"
+_LOCKED = f"{_LOOK} FOR UPDATE SKIP LOCKED"  # what is not given is another's just now
 _TAKE_OVER = (
     "UPDATE {key} SET digest = %s, secret = %s, replay = %s, until_at = {now} + %s, state = 1, starts = %s, again = %s "
     "WHERE id = %s"

@@ -33,7 +33,9 @@ _WRITE = (  # the next rows of the caller's transaction, in their order
     "INSERT INTO {outbox} (lane, scope, origin, to_topic, name, body, route_key, delay, dedupe_id, `require`, "
     "error, created_at) VALUES "
 )
-_WRITTEN = "(@easybus_lane, %s, %s, %s, %s, %s, %s, %s, %s, %s, '', {now})"
+_WRITTEN = (  # in hexadecimal, so that neither the session's charset nor its sql_mode has a say
+    "(@easybus_lane, UNHEX(%s), %s, %s, UNHEX(%s), UNHEX(%s), UNHEX(%s), %s, UNHEX(%s), %s, '', {now})"
+)
 _FREE = (  # lanes, oldest first; another look is taken at them under their rows' locks
     "SELECT lane FROM {outbox} AS free FORCE INDEX (free) WHERE scope = %s AND parked = 0 AND due_at <= {now} "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} AS other FORCE INDEX (of_lane) WHERE other.lane = free.lane "
@@ -72,14 +74,24 @@ class MysqlOutbox:
     def statements(self, service: str, batch: Sequence[Publication]) -> list[tuple[str, tuple[Any, ...]]]:
         if not batch:
             return []
-        names, origin = self._session.names, os.urandom(12).hex()
-        given: list[Any] = []
+        origin, scope = os.urandom(12).hex(), place(service).hex()
+        rows: list[tuple[Any, ...]] = []
         for at, item in enumerate(batch):
-            texts = (held(item.name), item.body, held(item.route_key))
-            row = (place(service), f"{origin}.{at}", int(item.to_topic), *texts)  # origin: written once
-            given += [*row, item.delay, held(item.dedupe_id), int(item.require)]
-        rows = ", ".join([names(_WRITTEN)] * len(batch))
-        return [(names(_LANE), (origin,)), (names(_WRITE) + rows, tuple(given))]
+            texts = (held(item.name).hex(), item.body.hex(), held(item.route_key).hex())
+            row = (scope, f"{origin}.{at}", int(item.to_topic), *texts)  # the origin: so that it is written once
+            rows.append((*row, item.delay, held(item.dedupe_id).hex(), int(item.require)))
+        statements: list[tuple[str, tuple[Any, ...]]] = [(self._session.names(_LANE), (origin,))]
+        begin = size = 0
+        for at, item in enumerate(batch):
+            size += len(item.body)
+            if size > self._session.caps.max_body and at > begin:
+                statements.append(self._insert(rows[begin:at]))
+                begin, size = at, len(item.body)
+        return [*statements, self._insert(rows[begin:])]
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
+        written = ", ".join([self._session.names(_WRITTEN)] * len(rows))
+        return self._session.names(_WRITE) + written, tuple([value for row in rows for value in row])
 
     def identity(self) -> tuple[str, str]:
         return self._session.identity
