@@ -9,8 +9,8 @@ from typing import Any
 from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .driver import MysqlDriver, ack_steps
-from .keys import MysqlKeys, Tokens, Wishes, completing, found
-from .link import BEGIN, COMMIT, Link
+from .keys import MysqlKeys, Tokens, Wishes, complete_held
+from .link import COMMIT, Link
 from .session import Session
 from .waking import until_found
 
@@ -76,19 +76,17 @@ class MysqlFusedDriver(MysqlDriver):
             by_keep[item.keep].append(item)
         done: set[str] = set()
         for keep, items in by_keep.items():
-            done |= await self._finish(queue, items, keep)
+            done |= await self._finish(items, keep)
         return Tokens([item.token for item in batch]).answers(done)
 
-    async def _finish(self, queue: str, batch: Sequence[Finish], keep: float) -> set[str]:
+    async def _finish(self, batch: Sequence[Finish], keep: float) -> set[str]:
         """Complete keys, and in the same transaction ack the deliveries of those that were held."""
-        these = Tokens([item.token for item in batch])
-        looks = completing(these.parts, keep)
+        parts = Tokens([item.token for item in batch]).parts
 
         async def work(link: Link) -> set[str]:
-            results = await link.run(BEGIN, *looks)
-            done = found(row for result in results[1::2] for row in result.rows)
+            done = await complete_held(link, parts, keep)
             acked = sorted((item.delivery for item in batch if item.token in done), key=lambda one: one.receipt[0])
             await link.run(*ack_steps(acked)[0][1::2], COMMIT)
             return done
 
-        return await self._session.connections.run(work)
+        return await self._session.connections.run(work) if parts else set()

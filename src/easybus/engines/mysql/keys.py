@@ -15,10 +15,10 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
-from .link import BEGIN, COMMIT, Link, Rows, Step
+from .link import BEGIN, COMMIT, ROLLBACK, Link, Rows, Step
 from .names import ident, micros, place
 from .session import Session
 
@@ -63,6 +63,10 @@ _OVER = (
 _FORGET = "DELETE FROM {key} WHERE id IN %s"
 _FORGET_LEASES = "DELETE FROM {lease} WHERE key_id IN %s"
 _AT_ONCE = 500
+
+
+Part: TypeAlias = tuple[list[int], list[tuple[int, bytes]]]
+"""Rows, and the same with their secrets: as many as one statement takes."""
 
 
 class MysqlKeys:
@@ -114,9 +118,9 @@ class MysqlKeys:
         parts = Tokens(tokens).parts
 
         async def work(link: Link) -> set[str]:
-            steps = [step for part in parts for step in ((_HELD_LOCKED, *part), (statement, *given, *part))]
-            results = await link.run(BEGIN, *steps, COMMIT)
-            return found(row for result in results[1::2] for row in result.rows)
+            changed = await change_held(link, parts, statement, *given)
+            await link.run(COMMIT)
+            return changed
 
         return await self._session.connections.run(work) if parts else set()
 
@@ -147,7 +151,7 @@ class Tokens:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
         rows = sorted({pair for token in tokens if (pair := row_of(token))[0]})
-        self.parts: list[tuple[list[int], list[tuple[int, bytes]]]] = []
+        self.parts: list[Part] = []
         for begin in range(0, len(rows), _AT_ONCE):
             part = rows[begin : begin + _AT_ONCE]
             self.parts.append(([row for row, _ in part], part))
@@ -162,9 +166,23 @@ class Tokens:
         return results
 
 
-def completing(parts: Sequence[tuple[list[int], list[tuple[int, bytes]]]], keep: float) -> list[Step]:
-    """Steps, two a part: which keys are held, and their completion."""
-    return [step for part in parts for step in ((_HELD_LOCKED, *part), (_COMPLETE, micros(keep), *part))]
+async def complete_held(link: Link, parts: Sequence[Part], keep: float) -> set[str]:
+    """Begin a transaction, and complete the keys that are held; returns their tokens."""
+    return await change_held(link, parts, _COMPLETE, micros(keep))
+
+
+async def change_held(link: Link, parts: Sequence[Part], statement: str, *given: Any) -> set[str]:
+    """Begin a transaction, and change the keys that are held; returns their tokens."""
+    changes: list[Step] = [(statement, *given, *part) for part in parts]
+    results = await link.run(BEGIN, *changes)
+    if sum(result.changed for result in results) == sum(len(rows) for rows, _ in parts):
+        return found(pair for _, pairs in parts for pair in pairs)
+    # Some are not: which, is seen only before the change.
+    looks: list[Step] = [
+        step for part, change in zip(parts, changes, strict=True) for step in ((_HELD_LOCKED, *part), change)
+    ]
+    results = await link.run(ROLLBACK, BEGIN, *looks)
+    return found(row for result in results[2::2] for row in result.rows)
 
 
 def found(rows: Iterable[Any]) -> set[str]:
