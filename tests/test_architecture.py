@@ -201,7 +201,9 @@ def test_pickle_is_used_nowhere() -> None:
 
 OPTIONAL = [
     "apsw",
+    "asyncmy",
     "asyncpg",
+    "pymysql",
     "hiredis",
     "redis",
     "typer",

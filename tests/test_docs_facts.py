@@ -52,6 +52,7 @@ EXAMPLES = {
     "memory": "memory://",
     "sqlite": "sqlite:///shop.db",
     "postgresql": "postgresql://localhost/shop",
+    "mysql": "mysql://localhost/shop",
     "redis": "redis://localhost",
 }
 """By scheme: of each room its first."""
