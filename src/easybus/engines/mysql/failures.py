@@ -15,6 +15,7 @@ _named: Any = theirs
 
 _ACCESS = "the server refuses this user or password; mend the URL (special characters as %XX), or GRANT access"
 _PRIVILEGE = "the user lacks a privilege: GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX on the database"
+_STATEMENTS = "the server logs statements (binlog_format=STATEMENT), which allows no READ COMMITTED: set MIXED or ROW"
 MISCONFIGURED = {
     # what only a first connection may say; later the server may be in the middle of being set up again
     1045: _ACCESS,
@@ -26,11 +27,13 @@ MISCONFIGURED = {
     1142: _PRIVILEGE,
     1143: _PRIVILEGE,
     1227: _PRIVILEGE,
+    1665: _STATEMENTS,
     3159: "the server takes encrypted connections only: write ssl_mode=required in the URL",
 }
 REFUSED = {
     1142: _PRIVILEGE,
     1143: _PRIVILEGE,
+    1665: _STATEMENTS,
     1264: "the server cannot hold this value",
     1366: "the server cannot hold this value",
     1406: "the server cannot hold this value",

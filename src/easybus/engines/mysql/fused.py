@@ -45,7 +45,7 @@ class MysqlFusedDriver(MysqlDriver):
                 try:
                     results = iter(await wishes.granted(link, looks))
                 except BaseException:
-                    self.give_back(queue, deliveries)
+                    self._take_back(queue, deliveries, wishes.tokens)
                     raise
                 taken = [
                     Taken(delivery, value, None if claim is None else next(results))
@@ -53,21 +53,23 @@ class MysqlFusedDriver(MysqlDriver):
                 ]
                 return taken, None, number
 
-            return await session.connections.run(work, undo=lambda result: self._take_back(queue, result[0]))
+            def undo(result: tuple[list[Taken], float | None, int]) -> None:
+                tokens = [item.claim.token for item in result[0] if isinstance(item.claim, Claimed)]
+                self._take_back(queue, [item.delivery for item in result[0]], tokens)
+
+            return await session.connections.run(work, undo=undo)
 
         return await until_found(session.watchers, self._clock, wait, await self.number(queue), attempt)
 
-    def _take_back(self, queue: str, taken: Sequence[Taken]) -> None:
-        """What a cancelled take had claimed is free again, and then its deliveries are ready."""
-        tokens = [item.claim.token for item in taken if isinstance(item.claim, Claimed)]
-        deliveries = [item.delivery for item in taken]
+    def _take_back(self, queue: str, deliveries: Sequence[Delivery], tokens: Sequence[str]) -> None:
+        """What a cancelled or failed take had claimed is free again, and then its deliveries are ready."""
 
         async def back() -> None:
             if tokens:
                 await self._keys.release(tokens)
             self.give_back(queue, deliveries)
 
-        if taken:
+        if deliveries:
             self._session.later(back())
 
     async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:

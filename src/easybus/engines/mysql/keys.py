@@ -35,7 +35,7 @@ _ADD = (  # claimed, where the key is not there; left alone where it is
 )
 _NEW = "(%s, %s, %s, %s, {now} + %s, 1, 1, 0)"
 _LOOK = (
-    f"SELECT place, id, digest, secret, state, {_LIVE}, starts, replay FROM {{key}} AS key_ FORCE INDEX (place) "
+    f"SELECT place, id, digest, secret, state, {_LIVE}, starts, again, replay FROM {{key}} AS key_ FORCE INDEX (place) "
     "WHERE place IN %s ORDER BY place"
 )
 _LOCKED = f"{_LOOK} FOR UPDATE SKIP LOCKED"  # what is not given is another's just now
@@ -79,8 +79,9 @@ class MysqlKeys:
         def undo(results: list[ClaimResult]) -> None:  # the caller was cancelled: nobody will handle these
             self.give_back([result.token for result in results if isinstance(result, Claimed)])
 
+        wishes = Wishes(batch, self._session)  # one secret for all tries: what an earlier one has claimed is ours
+
         async def work(link: Link) -> list[ClaimResult]:
-            wishes = Wishes(batch, self._session)
             return await wishes.granted(link, (await link.run(*wishes.steps))[1::2]) if batch else []
 
         return await self._session.connections.run(work, undo=undo)
@@ -205,6 +206,7 @@ class _Row(NamedTuple):
     state: int
     live: int
     starts: int
+    again: int
     replay: bytes
 
 
@@ -214,6 +216,8 @@ class Wishes:
     def __init__(self, batch: Sequence[Claim], session: Session) -> None:
         self._batch = batch
         self._secret = os.urandom(12).hex().encode()
+        self.tokens: list[str] = []
+        """Those of keys that were claimed at once, even where a takeover fails afterwards."""
         self._places = [place(claim.queue, claim.id) for claim in batch]
         self._first: dict[bytes, int] = {}  # the first claim of each key
         for at, where in enumerate(self._places):
@@ -235,7 +239,8 @@ class Wishes:
         free: list[bytes] = []
         for row in (_Row(*row) for look in looks for row in look.rows):
             if row.secret == self._secret:
-                given[row.place] = Claimed(self._token(row), False, 1)
+                given[row.place] = Claimed(self._token(row), bool(row.again), row.starts)
+                self.tokens.append(self._token(row))
                 continue
             refusal = _refusal(row, self._batch[self._first[row.place]])
             if refusal is None:
