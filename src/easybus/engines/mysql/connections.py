@@ -246,8 +246,8 @@ async def disconnect(link: Link) -> None:
         link.cut()
 
 
-async def check_server(link: Link, url: str) -> int:
-    """How large a packet the server takes.
+async def check_server(link: Link, url: str) -> tuple[int, bool]:
+    """How large a packet the server takes, and whether it is MariaDB.
 
     Raises `ConfigurationError` for a server that is too old, `Unavailable` for one that takes no writes.
     """
@@ -263,7 +263,7 @@ async def check_server(link: Link, url: str) -> int:
         )
     if read_only:
         raise Unavailable(f"{url}: this server takes no writes; name the primary, or several hosts, in the URL")
-    return packet
+    return packet, mariadb
 
 
 async def _roll_back(link: Link) -> None:

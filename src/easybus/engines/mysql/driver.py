@@ -214,7 +214,9 @@ class MysqlDriver:
             check_settlement(item, self.caps.max_body)
         results = await self._session.connections.run(lambda link: _settle(link, batch))
         if any(isinstance(item, (Nack, Move)) for item in batch):
-            self._session.watchers.wake([await self.number(queue)])
+            snapshot = self._session.topology.last
+            if snapshot is not None and queue in snapshot.queues:
+                self._session.watchers.wake([snapshot.queues[queue][0]])
         return [Settled.DONE if done else Settled.STALE for done in results]
 
     # -------------------------------------------------------------------------------------------------- looking

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from asyncmy.connection import Connection
 
 from ...clock import Clock
+from .connections import Cut
 from .failures import is_foreign, refuses_commit, translated
 from .fused import MysqlFusedDriver
 from .halves import MysqlHalves
 from .keys import MysqlKeys
 from .letters import MysqlLetters
-from .link import Link
 from .location import Location
 from .outbox import MysqlOutbox
 from .session import Session
@@ -49,28 +49,28 @@ class MysqlEngine:
         """An `asyncmy.Connection` in a transaction. The server ends it if it does nothing for `idle_timeout`."""
         guests, location = self._session.guests, self._session.location
         link = await guests.borrow(None)
+        connection = link.connection
+
+        async def step(work: Callable[[], Awaitable[Any]], *, definite: Callable[[BaseException], bool]) -> None:
+            cut = Cut(link, location.timeout)
+            try:
+                await work()
+            except Exception as error:
+                if definite(error) or (link.alive and not is_foreign(error)):
+                    raise
+                raise translated(error, location.url) from error
+            finally:
+                cut.cancel()
+
         try:
+            await step(connection.begin, definite=lambda _: False)
             try:
-                await link.connection.begin()
-            except Exception as error:
-                raise translated(error, location.url) from error
-            try:
-                yield link.connection
+                yield connection
             except BaseException:
-                await _roll_back(link)
+                with contextlib.suppress(Exception):  # the handler's own is what counts; what is cut off is undone
+                    await step(connection.rollback, definite=lambda _: False)
                 raise
-            try:
-                await link.connection.commit()
-            except Exception as error:
-                if refuses_commit(error) or not is_foreign(error):
-                    raise  # it did not take place: the handler's own failure
-                raise translated(error, location.url) from error
+            # What the server surely did not commit is the handler's own failure; anything else leaves it unknown.
+            await step(connection.commit, definite=refuses_commit)
         finally:
             guests.give_back(link)  # cut, where it is still in a transaction: cancelled, or cut off, half way
-
-
-async def _roll_back(link: Link) -> None:
-    try:
-        await link.connection.rollback()
-    except Exception:  # the handler's own error is what counts; the server rolls back what is cut off
-        link.cut()

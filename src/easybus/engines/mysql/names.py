@@ -1,7 +1,8 @@
 """Names in SQL, and text as it is held here.
 
 Tables are named in statements as `{message}`; `Names` puts the quoted name of this bus's own table there, and of
-`{now}` the server's time: microseconds since 1970, whatever the session's time zone is.
+`{now}` the server's time: microseconds since 1970, whatever the session's time zone is. `{status}` is where a session
+reads its counters.
 
 Text that users give is held as bytes (`VARBINARY`, `LONGBLOB`): exact in case, accents and trailing spaces, which
 collations are not; of any length in an index, where `place` puts a digest for what is too long.
@@ -30,9 +31,21 @@ class Names:
         self._quoted = {name: f"{quote(database)}.{quote(prefix + name)}" for name in TABLES}
         self._quoted["now"] = _NOW
         self._made: dict[str, str] = {}
+        self.mariadb = True
         digest = hashlib.blake2b(f"{database}\0{prefix}".encode(), digest_size=16).hexdigest()
         self.lock = f"easybus {digest}"
         """The named lock under which its tables are made."""
+
+    @property
+    def mariadb(self) -> bool:
+        """Whether the server is MariaDB; until one has been asked, it is."""
+        return self._mariadb
+
+    @mariadb.setter
+    def mariadb(self, is_so: bool) -> None:
+        self._mariadb = is_so
+        self._quoted["status"] = f"{'information' if is_so else 'performance'}_schema.session_status"
+        self._made.clear()
 
     def __call__(self, statement: str) -> str:
         """The statement with the tables' names in it."""

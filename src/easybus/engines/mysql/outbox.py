@@ -1,9 +1,10 @@
 """The outbox: rows that callers' transactions commit, for relays to publish.
 
 The server gives a transaction no number that its statements could read. So each row bears a `lane`, which the session
-remembers: a send goes on with the session's last lane while that has rows that no relay has touched, else it begins a
-new one. All rows of one transaction are in one lane, in the order of their ids: its own rows are seen by itself, and by
-no relay. A lane may also hold what the same session committed just before; that is relayed before, then, and together.
+remembers beside how many transactions it had begun and ended by then: while it has ended none since, and the lane's
+rows are there and untouched by relays, a send goes on with it; else it begins a new one. All rows of one transaction
+are in one lane, in the order of their ids. An end that is not counted (by a definition such as CREATE TABLE, or where
+MySQL runs without its performance schema) puts two transactions into one lane, which is relayed as one.
 
     claim: look for lanes of which no row is claimed or backed off → lock their rows → look again → claim them, commit
 """
@@ -25,9 +26,11 @@ _COLUMNS = (
     "id, lane, to_topic, name, body, route_key, delay, dedupe_id, `require`, token, failures, error, created_at, "
     "due_at <= {now}"
 )
-_LANE = (  # in the caller's transaction: a plain read, which locks nothing
-    "SELECT IF(EXISTS (SELECT 1 FROM {outbox} WHERE lane = @easybus_lane AND token = '' AND failures = 0 "
-    "AND parked = 0), @easybus_lane, %s) INTO @easybus_lane"
+_LANE = (  # in the caller's transaction: plain reads, which lock nothing
+    "SELECT IF(@easybus_ended <=> counted.ended AND EXISTS (SELECT 1 FROM {outbox} WHERE lane = @easybus_lane "
+    "AND token = '' AND failures = 0 AND parked = 0), @easybus_lane, %s), counted.ended "
+    "INTO @easybus_lane, @easybus_ended FROM (SELECT SUM(variable_value) AS ended FROM {status} "
+    "WHERE variable_name IN ('Com_begin', 'Com_commit', 'Com_rollback')) AS counted"
 )
 _WRITE = (  # the next rows of the caller's transaction, in their order
     "INSERT INTO {outbox} (lane, scope, origin, to_topic, name, body, route_key, delay, dedupe_id, `require`, "
@@ -39,7 +42,8 @@ _WRITTEN = (  # in hexadecimal, so that neither the session's charset nor its sq
 _FREE = (  # lanes, oldest first; another look is taken at them under their rows' locks
     "SELECT lane FROM {outbox} AS free FORCE INDEX (free) WHERE scope = %s AND parked = 0 AND due_at <= {now} "
     "AND NOT EXISTS (SELECT 1 FROM {outbox} AS other FORCE INDEX (of_lane) WHERE other.lane = free.lane "
-    "AND other.parked = 0 AND other.due_at > {now}) ORDER BY due_at, id LIMIT %s"
+    "AND other.scope = free.scope AND other.parked = 0 AND other.due_at > {now}) "
+    "ORDER BY due_at, id LIMIT %s"
 )
 _LOCK = (
     f"SELECT {_COLUMNS} FROM {{outbox}} FORCE INDEX (of_lane) WHERE lane IN %s AND scope = %s AND parked = 0 "

@@ -66,7 +66,7 @@ class Session:
         link = await connect(location, first=True)
         try:
             async with asyncio.timeout(max(60.0, location.timeout)):  # tables may be made, after twenty others looked
-                packet = await check_server(link, location.url)
+                packet, self.names.mariadb = await check_server(link, location.url)
                 await self._prepare(link)
         except Exception as error:
             link.cut()

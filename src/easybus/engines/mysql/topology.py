@@ -104,8 +104,9 @@ class Topology:
         pairs: dict[str, list[tuple[str, str]]] = {name: [] for name in found.topics}
         for row in bindings.rows:
             topic, queue, pattern = (read(text) for text in row)
-            found.bindings[Binding(topic, queue, pattern)] = None
-            pairs.setdefault(topic, []).append((queue, pattern))
+            if topic in pairs and queue in found.queues:  # else declared since: the version has been raised
+                found.bindings[Binding(topic, queue, pattern)] = None
+                pairs[topic].append((queue, pattern))
         found.routes = {topic: Routes(bound) for topic, bound in pairs.items()}
         self._last = found
         return found

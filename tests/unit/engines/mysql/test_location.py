@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import ssl
+import sys
 import traceback
 
 import pytest
 from tests.servers import HOST, free_port
 from tests.servers.mariadb import PASSWORD, MariadbServer
 
-from easybus import ConfigurationError, EngineError, Unavailable
+from easybus import ConfigurationError, EngineError, MissingExtra, Unavailable
 from easybus.clock import SystemClock
 from easybus.engines.mysql import create
 from easybus.engines.mysql.location import locate
@@ -104,3 +105,11 @@ async def test_encryption_that_the_server_has_not_is_an_error_that_says_so(maria
 def test_quotes_and_braces_in_names_stay_names() -> None:
     names = Names("odd`data{x}", "pre'fix ")
     assert names("SELECT 1 FROM {queue}") == "SELECT 1 FROM `odd``data{x}`.`pre'fix queue`"
+
+
+def test_without_asyncmy_the_error_names_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("easybus.engines.mysql")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncmy", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'easybus\[mysql\]'"):
+        create_by_scheme("mysql://localhost/shop", SystemClock())

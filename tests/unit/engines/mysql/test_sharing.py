@@ -56,6 +56,7 @@ async def test_twenty_that_open_at_once_make_the_tables_once(url: str, mariadb_s
     assert made == str(len(TABLES))
 
 
+@pytest.mark.alone
 async def test_twenty_processes_that_open_at_once_all_do(url: str) -> None:
     processes = [await child(url, "publish-on-demand", "nothing") for _ in range(20)]
     for process in processes:
@@ -295,3 +296,54 @@ async def test_a_claim_that_is_done_again_after_a_deadlock_knows_its_own_keys(
     assert isinstance(old, Claimed)
     assert isinstance(new, Claimed)
     assert ((old.before, old.starts), (new.before, new.starts)) == ((True, 2), (False, 1))
+
+
+async def test_a_relays_claim_does_not_slow_down_with_the_backlog(engine: MysqlEngine, client: Client) -> None:
+    async def fill(transactions: int) -> None:
+        for _ in range(transactions):
+            await client.run("BEGIN")
+            for statement, given in engine.outbox.statements("shop", [Publication(False, "jobs", b"x")] * 50):
+                await client.run(statement, *given)
+            await client.run("COMMIT")
+
+    async def claimed() -> float:
+        began = time.monotonic()
+        assert len(await engine.outbox.claim("shop", 100, 60.0)) == 100
+        return time.monotonic() - began
+
+    await fill(20)
+    few = min([await claimed() for _ in range(5)])
+    await fill(200)
+    many = min([await claimed() for _ in range(5)])
+    assert many < 10 * few + 0.02
+
+
+async def test_what_one_service_has_claimed_of_a_transaction_does_not_hold_up_another(
+    engine: MysqlEngine, client: Client
+) -> None:
+    await client.run("BEGIN")
+    for service in ("shop", "mail"):
+        for statement, given in engine.outbox.statements(service, [Publication(False, "jobs", b"x")]):
+            await client.run(statement, *given)
+    await client.run("COMMIT")
+    assert len(await engine.outbox.claim("shop", 9, 60.0)) == 1
+    assert len(await engine.outbox.claim("mail", 9, 60.0)) == 1
+
+
+async def test_a_change_of_bindings_while_another_publishes_loses_nothing(opened: Opener) -> None:
+    one, other = await opened(), await opened()
+    await one.driver.declare([DeclareTopic("orders"), DeclareQueue("all"), Binding("orders", "all")])
+
+    async def change() -> None:
+        for number in range(30):
+            queue = f"queue-{number}"
+            await one.driver.declare([DeclareQueue(queue), Binding("orders", queue, "never")])
+            await one.driver.drop([DeclareQueue(queue)])
+
+    changing = asyncio.create_task(change())
+    sent = 0
+    while not changing.done():
+        assert await other.driver.publish([Publication(True, "orders", b"x", "a")]) == [1]
+        sent += 1
+    await changing
+    assert (await one.driver.stats("all")).ready == sent
