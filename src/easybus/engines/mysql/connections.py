@@ -201,7 +201,7 @@ async def connect(location: Location, *, plain: bool = False, first: bool = Fals
                 failures.append(Unavailable(f"{location.url}: {host}:{port} does not answer"))
             elif isinstance(error, Unavailable):
                 failures.append(error)
-            elif is_foreign(error) or isinstance(error, ValueError):
+            elif is_foreign(error) or isinstance(error, (ValueError, RuntimeError)):
                 failure = translated(error, location.url, first=first)
                 failure.__cause__ = error
                 failures.append(failure)

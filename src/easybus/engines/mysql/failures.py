@@ -58,6 +58,11 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
     number = code(error)
     if first and number in MISCONFIGURED:
         return ConfigurationError(f"{url}: {_text(error)}: {MISCONFIGURED[number]}")
+    if first and isinstance(error, RuntimeError) and "cryptography" in str(error):
+        return ConfigurationError(
+            f"{url}: this user's password goes over an unencrypted connection only with the package cryptography: "
+            "pip install cryptography, or write ssl_mode=required in the URL"
+        )
     if number in TOO_LARGE:
         return TooLarge(f"{url}: {_text(error)}: raise the server's max_allowed_packet, or send less at once")
     if number in REFUSED:

@@ -113,3 +113,12 @@ def test_without_asyncmy_the_error_names_the_line_that_installs_it(monkeypatch: 
     monkeypatch.setitem(sys.modules, "asyncmy", None)
     with pytest.raises(MissingExtra, match=r"pip install 'easybus\[mysql\]'"):
         create_by_scheme("mysql://localhost/shop", SystemClock())
+
+
+async def test_a_login_that_needs_a_further_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect(**_: object) -> None:
+        raise RuntimeError("'cryptography' package is required for sha256_password or caching_sha2_password")
+
+    monkeypatch.setattr("asyncmy.connect", connect)
+    with pytest.raises(ConfigurationError, match="pip install cryptography, or write ssl_mode=required"):
+        await create(f"mysql://u:{CANARY}@{HOST}/shop", SystemClock()).open()
