@@ -19,7 +19,7 @@ OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME
   $$p -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && { \
   [ $$p = $(PYTHON) ] || echo $$v:$$p; break; }; done; done)
 
-.PHONY: demo test test-main test-alone test-others test-long bench lint types docs clean
+.PHONY: demo test servers test-main test-alone test-others test-long bench lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -27,7 +27,7 @@ demo: .venv/.demo
 
 test: test-main test-alone test-others
 
-test-main: .venv/.test
+test-main: .venv/.test servers
 	$(PYTEST) -n 2 -m "not alone and not long" $(ARGS)
 
 # One at a time: these kill processes and measure time, so nothing else may want the machine.
@@ -37,7 +37,11 @@ test-alone: .venv/.test test-main
 test-others: test-alone
 	@for other in $(OTHERS); do $(MAKE) --no-print-directory .other V=$${other%%:*} P=$${other#*:} || exit 1; done
 
-test-long: .venv/.test
+# The servers that no wheel brings: from system packages where that may be done, else it says which are not tested.
+servers: .venv/.test
+	@$(RUN) -m tests.servers.install
+
+test-long: .venv/.test servers
 	$(PYTEST) -m long --timeout 0 $(ARGS)
 
 bench: .venv/.bench
