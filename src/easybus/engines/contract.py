@@ -71,7 +71,8 @@ class Capabilities:
     counts: bool = False
     """`stats` is exact."""
     counts_routes: bool = False
-    """`publish` says how many queues a topic send reached, so `require=True` is possible."""
+    """`publish` says 0 of a topic send that reached no queue (and where it can, how many else), so `require=True` is
+    possible."""
     lists_queues: bool = False
     """`queues` works."""
 
@@ -197,7 +198,10 @@ class Driver(Protocol):
         ...
 
     async def purge(self, queue: str) -> int:
-        """Remove every message that is not in flight; returns how many. Raises `NotDeclared`."""
+        """Remove every message that is not in flight; returns how many. Raises `NotDeclared`.
+
+        Where `counts` is not given, what a send's own delay holds back may stay.
+        """
         ...
 
     async def queues(self) -> list[DeclareQueue]:

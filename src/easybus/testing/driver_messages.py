@@ -78,7 +78,8 @@ class DriverMessages(DriverBase):
         routes = Routes(bound)
         results = await driver.publish([to_topic(topic, key.encode(), key) for key in keys])
         for key, result in zip(keys, results, strict=True):
-            assert result in ({len(routes.queues(key))} if driver.caps.counts_routes else {None}), key
+            number = len(routes.queues(key))
+            assert result in (({number, None} if number else {0}) if driver.caps.counts_routes else {None}), key
         for queue, pattern in bound:
             expected = sorted(key.encode() for key in keys if queue in routes.queues(key))
             assert await drain(driver, queue, 0.1) == expected, pattern
@@ -178,7 +179,7 @@ class DriverMessages(DriverBase):
             ]
         )
         assert isinstance(lost, Unroutable)
-        assert kept == 1
+        assert kept in (1, None)
         assert await drain(driver, queue) == [b"a"]
 
     async def test_a_bad_item_fails_alone_in_its_batch(self, driver: Driver) -> None:

@@ -187,7 +187,8 @@ class DriverTopology(DriverBase):
         await topology(driver, [queue])
         await publish(driver, [to_queue(queue, body, delay) for body in bodies(3) for delay in (None, 3600.0)])
         (held,) = await driver.fetch(queue, 1, 1.0, 30.0)
-        assert await driver.purge(queue) == 5
+        purged = await driver.purge(queue)
+        assert purged == 5 or (2 <= purged < 5 and not driver.caps.counts)
         if driver.caps.counts:
             assert await driver.stats(queue) == QueueStats(ready=0, in_flight=1, delayed=0)
         assert await drain(driver, queue) == []
