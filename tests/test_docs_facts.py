@@ -54,6 +54,7 @@ EXAMPLES = {
     "postgresql": "postgresql://localhost/shop",
     "mysql": "mysql://localhost/shop",
     "redis": "redis://localhost",
+    "amqp": "amqp://localhost",
 }
 """By scheme: of each room its first."""
 DEPENDS = {("redis", "durable"): "as `appendfsync` says"}

@@ -8,6 +8,7 @@ import pytest
 
 from .mariadb import MariadbServer
 from .postgresql import PostgresqlServer
+from .rabbitmq import RabbitmqServer
 from .redis import RedisServer
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "mariadb_started",
     "postgresql_server",
     "postgresql_started",
+    "rabbitmq_server",
+    "rabbitmq_started",
     "redis_server",
     "redis_started",
 ]
@@ -72,3 +75,21 @@ def redis_server(redis_started: RedisServer) -> RedisServer:
     redis_started.thaw()
     redis_started.start()
     return redis_started
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_started() -> Iterator[RabbitmqServer]:
+    server = RabbitmqServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def rabbitmq_server(rabbitmq_started: RabbitmqServer) -> RabbitmqServer:
+    """A running server; up again, whatever the test before has done to it."""
+    rabbitmq_started.thaw()
+    rabbitmq_started.start()
+    return rabbitmq_started

@@ -21,6 +21,8 @@ ENGINES: Mapping[str, tuple[str, str]] = {
     "rediss": ("redis", "redis"),
     "redis+sentinel": ("redis", "redis"),
     "rediss+sentinel": ("redis", "redis"),
+    "amqp": ("rabbitmq", "rabbitmq"),
+    "amqps": ("rabbitmq", "rabbitmq"),
 }
 
 

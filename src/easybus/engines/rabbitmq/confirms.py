@@ -1,0 +1,146 @@
+"""Publishing with confirms, many in flight.
+
+A message is confirmed when quorum queues have written it. One that no queue takes comes back just before its confirm;
+which it was is told by its exchange, key and body, the earliest first. When the channel or the connection is lost, or
+the server says that it takes none now, what is not confirmed may or may not be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import pika
+from pika import exceptions, spec
+
+from ...errors import Unavailable
+from .channel import Channel
+from .faults import fault
+from .link import Link
+from .topology import Way
+
+__all__ = ["RETURNED", "Confirms", "Parcel"]
+
+Ack: Any = spec.Basic.Ack
+RETURNED = "returned"
+"""No queue took it."""
+Outcome = Exception | str | None
+Parcel = tuple[Way, bytes, str, int]
+"""The way, the body, the message id, the attempts that it has behind it."""
+ATTEMPTS = "easybus-attempts"
+
+
+class _Batch:
+    """What is sent together and awaited together."""
+
+    def __init__(self, parcels: Sequence[Parcel]) -> None:
+        self.parcels = parcels
+        self.outcomes: list[Outcome] = [None] * len(parcels)
+        self.left = len(parcels)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, at: int, outcome: Outcome) -> None:
+        if outcome is not None:
+            self.outcomes[at] = outcome
+        self.left -= 1
+        if not self.left and not self.done.done():
+            self.done.set_result(None)
+
+
+class Confirms:
+    """The publishing channel of a link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._channel: Channel | None = None
+        self._opening = asyncio.Lock()
+        self._last = 0
+        self._pending: dict[int, tuple[_Batch, int]] = {}
+        link.on_blocked.append(self._fail)
+
+    async def send(self, parcels: Sequence[Parcel]) -> list[Outcome]:
+        """Publish; the outcome of each: None (confirmed), `RETURNED`, or an error.
+
+        Raises: `Unavailable` where nothing was sent.
+        """
+        if self._link.blocked:
+            raise Unavailable(f"RabbitMQ takes no messages now: {self._link.blocked}")
+        channel = self._channel
+        if channel is None or channel.why is not None:
+            channel = await self._open()
+        if not parcels:
+            return []
+        batch = _Batch(parcels)
+        publish, pending, first = channel.raw.basic_publish, self._pending, self._last + 1
+        for at, (way, body, message_id, attempts) in enumerate(parcels):
+            try:
+                publish(way.exchange, way.key, body, _properties(message_id, attempts), mandatory=True)
+            except exceptions.AMQPError as error:
+                batch.settle(at, fault(error, "publishing"))
+                continue
+            self._last += 1
+            pending[self._last] = (batch, at)
+        try:
+            async with asyncio.timeout(self._link.timeout):
+                await batch.done
+        except TimeoutError:
+            late = Unavailable(f"publishing: not confirmed within {self._link.timeout:.0f} s")
+            for tag in range(first, first + len(parcels)):
+                if (found := pending.pop(tag, None)) is not None:
+                    batch.outcomes[found[1]] = late
+        return batch.outcomes
+
+    async def _open(self) -> Channel:
+        async with self._opening:
+            if self._channel is not None and self._channel.why is None:
+                return self._channel
+            channel = await Channel.open(self._link, self._fail)
+            channel.raw.add_on_return_callback(self._returned)
+            await channel.call("confirm_delivery", "asking for confirms", ack_nack_callback=self._confirmed)
+            if self._link.blocked:
+                raise Unavailable(f"RabbitMQ takes no messages now: {self._link.blocked}")
+            self._last = 0
+            self._channel = channel
+            return channel
+
+    # ------------------------------------------------------------------------------------- what the server says
+
+    def _confirmed(self, frame: Any) -> None:
+        method = frame.method
+        tag, taken = method.delivery_tag, isinstance(method, Ack)
+        outcome = None if taken else Unavailable("RabbitMQ did not take it: the queue is full, or has no leader now")
+        if not method.multiple:
+            self._settle(tag, outcome)
+            return
+        for earlier in list(takewhile(lambda one: one <= tag, self._pending)):
+            self._settle(earlier, outcome)
+
+    def _settle(self, tag: int, outcome: Outcome) -> None:
+        found = self._pending.pop(tag, None)
+        if found is not None:
+            batch, at = found
+            batch.settle(at, outcome)
+
+    def _returned(self, _: Any, method: Any, __: Any, body: bytes) -> None:
+        way = (method.exchange, method.routing_key)
+        for batch, at in self._pending.values():
+            parcel = batch.parcels[at]
+            if parcel[0] == way and batch.outcomes[at] is None and parcel[1] == body:
+                batch.outcomes[at] = RETURNED
+                return
+
+    def _fail(self, error: Exception) -> None:
+        """What is pending may or may not be there."""
+        pending, self._pending = self._pending, {}
+        for batch, at in pending.values():
+            batch.settle(at, error)
+
+
+def _properties(message_id: str, attempts: int) -> Any:
+    return pika.BasicProperties(
+        delivery_mode=2,
+        message_id=message_id if message_id and len(message_id.encode()) <= 255 else None,
+        headers={ATTEMPTS: attempts} if attempts else None,
+    )

@@ -1,0 +1,78 @@
+"""What RabbitMQ and pika say, as our errors. AMQP's reply codes are the table's first column."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from typing import Any
+
+from pika import exceptions
+
+from ...errors import DeclaredOtherwise, EngineError, NotDeclared, Refused, TooLarge, Unavailable
+
+__all__ = ["fault", "largest"]
+
+_ACCESS_REFUSED, _NOT_FOUND, _LOCKED, _PRECONDITION, _NOT_ALLOWED, _NOT_IMPLEMENTED = 403, 404, 405, 406, 530, 540
+_LARGEST = re.compile(r"larger than .*?(\d+)")
+_TRANSIENT = ("down or inaccessible", "timeout", "noproc", "nodedown", "ack timed out")
+"""Refusals that pass: a queue's leader is being elected, or its node restarts."""
+
+
+def fault(error: BaseException | None, what: str) -> EngineError:
+    """The error to raise from `error`, met at `what`."""
+    for inner in _inner(error):
+        if isinstance(inner, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
+            return _chain(Refused(f"{what}: RabbitMQ refuses this user or password: mend the URL"), inner)
+        if isinstance(inner, exceptions.ProbableAccessDeniedError):
+            return _chain(Refused(f"{what}: RabbitMQ refuses this user the virtual host of the URL"), inner)
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            text = f"{what}: the server's certificate is not trusted ({inner.verify_message}); name its ?cafile="
+            return _chain(Refused(text), inner)
+        code: int = getattr(inner, "reply_code", 0)
+        if code:
+            return _chain(_replied(code, str(getattr(inner, "reply_text", "")), what), inner)
+    return _chain(Unavailable(f"{what}: RabbitMQ cannot be reached: {_text(error)}"), error)
+
+
+def largest(error: EngineError) -> int | None:
+    """The server's own limit for a message, where `error` came of that."""
+    found = _LARGEST.search(str(error)) if isinstance(error, TooLarge) else None
+    return int(found[1]) if found else None
+
+
+def _replied(code: int, text: str, what: str) -> EngineError:
+    said = f"{what}: RabbitMQ says {code} {text}"
+    if any(word in text for word in _TRANSIENT):
+        return Unavailable(said)
+    if code == _NOT_FOUND:
+        return NotDeclared(said)
+    if code == _PRECONDITION:
+        return TooLarge(said) if _LARGEST.search(text) else DeclaredOtherwise(said)
+    if code in (_ACCESS_REFUSED, _LOCKED, _NOT_ALLOWED, _NOT_IMPLEMENTED):
+        return Refused(said)
+    return Unavailable(said)
+
+
+def _inner(error: Any) -> list[Any]:
+    """The errors that pika's connection workflow wraps, the innermost first."""
+    found: list[Any] = []
+    seen: list[Any] = [error]
+    while seen:
+        one = seen.pop()
+        if one is None or one in found:
+            continue
+        found.insert(0, one)
+        seen += [one.__cause__, getattr(one, "exception", None), *(getattr(one, "exceptions", None) or ())]
+    return found
+
+
+def _text(error: BaseException | None) -> str:
+    for inner in _inner(error):
+        if str(inner):
+            return f"{type(inner).__name__}: {inner}"
+    return type(error).__name__ if error is not None else "the connection is lost"
+
+
+def _chain(error: EngineError, cause: BaseException | None) -> EngineError:
+    error.__cause__ = cause
+    return error
