@@ -1,6 +1,6 @@
 # Everything runs in .venv, made here: all that a machine needs is make and Python 3.11 or later with its venv module.
 #
-#   make demo [SEED=7] [ENGINE=sqlite]                  examples/flights: processes are killed, and every total is right
+#   make demo [SEED=7] [ENGINE=postgresql]              examples/flights: processes are killed, and every total is right
 #   make test        every test that ends in 15 minutes, on this Python, then the core on the others that are installed
 #   make test-long   the tests with full figures, hours; ARGS="-k soak" picks some
 #   make bench       the benchmarks; ARGS goes to them
@@ -22,7 +22,7 @@ OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME
 .PHONY: demo test servers test-main test-alone test-others test-long bench lint types docs clean
 .DELETE_ON_ERROR:
 
-demo: .venv/.demo
+demo: $(if $(filter-out sqlite,$(ENGINE)),.venv/.test servers,.venv/.demo)
 	$(RUN) -m examples.flights $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine $(ENGINE))
 
 test: test-main test-alone test-others

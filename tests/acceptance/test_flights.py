@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from examples.flights.servers import ENGINES
+from tests.servers import missing
 
 ROOT = Path(__file__).parents[2]
 FLIGHTS = 1500
@@ -98,3 +100,13 @@ def test_another_engine_is_a_clear_error() -> None:
     assert ran.returncode == 1
     assert "sqlite" in ran.stdout
     assert "Traceback" not in ran.stdout
+
+
+@pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"sqlite"}))
+def test_the_messages_may_go_by_any_engine(engine: str) -> None:
+    ran = run("examples.flights", "--engine", engine, "--seed", 5, "--flights", 400, "--kills", 3)
+    if "no server for" in ran.stdout:
+        missing(ran.stdout)
+    assert ran.returncode == 0, ran.stdout
+    assert "every total is equal" in ran.stdout
+    assert number(r"processes killed +([\d,]+)", ran.stdout) == 3
