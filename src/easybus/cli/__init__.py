@@ -3,7 +3,7 @@
     app.py        the commands, put together        target.py     which engines a command speaks to
     run.py        run: one process, or workers      loading.py    `module:bus` → the bus
     supervise.py  child processes, kept alive       output.py     tables, JSON, errors; what is safe to print
-    queues.py dead.py tx.py doctor.py send.py       one file for each kind of work
+    queues.py dead.py tx.py doctor.py send.py relay.py schema.py check.py   one file for each kind of work
 
 It needs the extra `cli`; without it `main` says so in one line.
 """

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import dead, doctor, queues, run, send, tx
+from . import dead, doctor, queues, relay, run, schema, send, tx
 
 app = typer.Typer(
     name="easybus",
@@ -40,6 +40,7 @@ def root(
 
 
 app.command()(run.run)
+app.command()(relay.relay)
 app.command()(send.send)
 app.command()(send.declare)
 app.command()(queues.queues)
@@ -47,4 +48,5 @@ app.command()(queues.topics)
 app.add_typer(dead.commands)
 app.add_typer(tx.commands)
 app.command()(queues.purge)
+app.command()(schema.schema)
 app.command()(doctor.doctor)

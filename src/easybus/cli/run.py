@@ -68,12 +68,17 @@ def run(
         return
     if supervised:
         stop_with_parent()
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])  # changes nothing where the app has set up its own
+    log_to_stderr()
     queues = sorted(set(only or handled))
     _LOGGER.info("handling %s of %s", ", ".join(queues), hidden(bus.url))
     asyncio.run(bus.run(only=only or (), concurrency=concurrency))
+
+
+def log_to_stderr() -> None:
+    """Log to stderr, unless the app has set up logging of its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _command(app: str | None, factory: bool, only: list[str] | None, concurrency: int | None) -> list[str]:

@@ -552,3 +552,28 @@ class ExclusiveEngine(Protocol):
         """Whether the running code lies inside such a transaction, its threads and tasks included: a plain send there
         would wait for itself, so the bus refuses it."""
         ...
+
+
+@runtime_checkable
+class AuditedEngine(Protocol):
+    """An engine that can read which settings of its server, or of where its data lies, weaken "confirmed is kept"."""
+
+    async def durability(self) -> list[str]:
+        """A sentence for each: what it is, what may be lost, what to set instead. Empty: nothing is known against it.
+
+        The engine is open. Raises `EngineError` where it cannot be asked.
+        """
+        ...
+
+
+@runtime_checkable
+class SchemaEngine(Protocol):
+    """An engine that keeps its data in tables, which somebody else may make."""
+
+    def schema(self, since: int = 0) -> str:
+        """The statements that bring tables of version `since` (0: none) to what `open` asks for, with the schema and
+        prefix of the URL. Each ends with `;` at the end of a line, and nothing else does. The engine need not be open.
+
+        Raises `ConfigurationError`: there is no such version.
+        """
+        ...

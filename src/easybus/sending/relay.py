@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +49,10 @@ class _Taken:
     until: float
 
 
+def _first(taken: _Taken) -> OutboxRow:
+    return taken.rows[0]
+
+
 class Relay:
     """Publishes one outbox's rows of one service."""
 
@@ -75,6 +79,8 @@ class Relay:
         self._look = False
         self._relaying = 0
         self._failure: BaseException | None = None
+        self.published: Counter[tuple[bool, str]] = Counter()
+        """How many messages this relay has published, by whether it was to a topic, and the name."""
 
     def wake(self) -> None:
         """Rows may have been committed: look now. From any thread: commit hooks run on the caller's."""
@@ -163,6 +169,7 @@ class Relay:
             *(self._publisher.publish(each.rows[0].publication) for each in taken), return_exceptions=True
         )
         confirmed = [each for each, result in zip(taken, results, strict=True) if not isinstance(result, BaseException)]
+        self.published.update((row.publication.to_topic, row.publication.name) for row in map(_first, confirmed))
         deleted = await self._delete(confirmed)
         for each, result in zip(taken, results, strict=True):
             if isinstance(result, BaseException):

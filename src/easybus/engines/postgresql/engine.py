@@ -11,6 +11,7 @@ import asyncpg
 
 from ...clock import Clock
 from .connections import Cut
+from .durability import weaknesses
 from .failures import is_foreign, refuses_commit, translated
 from .fused import PostgresqlFusedDriver
 from .halves import PostgresqlHalves
@@ -18,6 +19,7 @@ from .keys import PostgresqlKeys
 from .letters import PostgresqlLetters
 from .location import Location
 from .outbox import PostgresqlOutbox
+from .schema import script
 from .session import Session
 
 _KIND: Any = asyncpg.Connection
@@ -41,6 +43,15 @@ class PostgresqlEngine:
 
     async def close(self) -> None:
         await self._session.close()
+
+    def schema(self, since: int = 0) -> str:
+        """See `SchemaEngine`."""
+        return script(self._session.names, since)
+
+    async def durability(self) -> list[str]:
+        """See `AuditedEngine`."""
+        names = self._session.names
+        return await self._session.connections.run(lambda connection: weaknesses(connection, names, self.url))
 
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
         return self._transaction() if kind is _KIND else None

@@ -96,10 +96,49 @@ IDENTITY = (  # this very schema in this very cluster: a copy of either has anot
 )
 
 
+_CREATE_SCHEMA = "CREATE SCHEMA IF NOT EXISTS {schema}"
+_THIS_VERSION = (
+    f"INSERT INTO {{meta}} VALUES ('version', '{VERSION}') ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+_FRESH_IDENTITY = "INSERT INTO {meta} VALUES ('identity', gen_random_uuid()::text) ON CONFLICT (name) DO NOTHING"
+_GRANTS = """-- What another role needs to use them:
+--   GRANT USAGE ON SCHEMA {schema} TO the_bus
+--   GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO the_bus
+--   GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO the_bus
+"""
+_NO_PRIVILEGE = "42501"
+
+
+def script(names: Names, since: int) -> str:
+    """What `prepare` would run on tables of this version (0: none). Raises `ConfigurationError`: no such version."""
+    if not 0 <= since <= VERSION:
+        raise ConfigurationError(f"there are no tables of version {since}; the versions are 0 (none) to {VERSION}")
+    steps = [step.strip() for step in MIGRATIONS[since:]]
+    steps = [*([] if since else [_CREATE_SCHEMA]), *steps, _THIS_VERSION, _FRESH_IDENTITY] if steps else []
+    return names(("" if since else _GRANTS) + "".join(f"{step};\n" for step in steps))
+
+
 async def prepare(connection: Connection, names: Names, url: str) -> None:
-    """Make the tables, or bring them up to date. Raises `ConfigurationError` for those of a newer easybus."""
-    if await _version(connection, names, url) == VERSION:
+    """Make the tables, or bring them up to date.
+
+    Raises `ConfigurationError` for those of a newer easybus, and where the role may not make them.
+    """
+    found = await _version(connection, names, url)
+    if found == VERSION:
         return
+    try:
+        await _migrate(connection, names, url)
+    except Exception as error:
+        if getattr(error, "sqlstate", None) != _NO_PRIVILEGE:
+            raise
+        since = f" --from {found}" if found else ""
+        raise ConfigurationError(
+            f"{url}: this role may not make the bus's tables ({error}); a role that may runs what this prints: "
+            f"easybus schema --url '{url}'{since}"
+        ) from error
+
+
+async def _migrate(connection: Connection, names: Names, url: str) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", names.lock)
         found = await _version(connection, names, url)  # read again: others may have been quicker

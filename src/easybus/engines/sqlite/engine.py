@@ -14,9 +14,13 @@ from .guest import guest_transaction, inside_transaction
 from .halves import SqliteHalves
 from .keys import SqliteKeys
 from .letters import SqliteLetters
-from .location import Location, check_place
+from .location import Location, check_place, memory_of
 from .outbox import SqliteOutbox
+from .schema import script
 from .writer import Writer
+
+_FULL = 2
+"""`PRAGMA synchronous`: each commit waits for the disk."""
 
 
 class SqliteEngine:
@@ -70,6 +74,27 @@ class SqliteEngine:
                 f"write {wanted}, or the URL with ?library={library}"
             )
         return guest_transaction(self.writer())
+
+    def schema(self, since: int = 0) -> str:
+        """See `SchemaEngine`."""
+        return script(since)
+
+    async def durability(self) -> list[str]:
+        """See `AuditedEngine`: the settings are ours, so they are read back, and the disk may be none."""
+        found: list[str] = []
+        kind = memory_of(self._location)
+        if kind is not None:
+            found.append(
+                f"{self.url} lies in memory ({kind}): all of it is gone when this host stops; put the file on a disk"
+            )
+        writer = self.writer()
+        level = await writer.call(lambda connection: connection.rows("PRAGMA synchronous")[0][0], durable=True)
+        if level < _FULL:
+            found.append(
+                f"{self.url}: commits are not flushed to the disk (PRAGMA synchronous is {level}), so a power failure "
+                "may undo what was confirmed; nothing but easybus may set it on the connections of the bus"
+            )
+        return found
 
     @property
     def inside_transaction(self) -> bool:

@@ -12,6 +12,7 @@ LIBRARIES = ("apsw", "sqlite3")
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "lustre"}
 )
+_MEMORY = frozenset({"tmpfs", "ramfs"})
 _SPELLING = "write sqlite:///shop.db for a file beside the program, or sqlite:////var/lib/shop.db with four slashes"
 
 
@@ -67,6 +68,12 @@ def check_place(location: Location) -> None:
             f"{location.url}: {folder} lies on a network file system ({kind}), where SQLite's locks and shared memory "
             "do not hold; use a local disk, or a server: postgresql://…, redis://…, amqp://…"
         )
+
+
+def memory_of(location: Location) -> str | None:
+    """The kind of file system, if it keeps files in memory only."""
+    kind = _file_system(os.path.dirname(location.path))
+    return kind if kind in _MEMORY else None
 
 
 def _file_system(folder: str) -> str:

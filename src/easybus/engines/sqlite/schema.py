@@ -68,6 +68,9 @@ CREATE INDEX "easybus_outbox_transaction" ON "easybus_outbox" ("transaction", id
 MIGRATIONS = (_VERSION_1,)
 """What brings a database from each version to the next."""
 
+_FRESH_IDENTITY = "INSERT OR IGNORE INTO \"easybus_meta\" VALUES ('identity', lower(hex(randomblob(16))))"
+_THIS_VERSION = "INSERT OR REPLACE INTO \"easybus_meta\" VALUES ('version', {version})"
+
 _HAS_META = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'easybus_meta'"
 _GET_META = 'SELECT value FROM "easybus_meta" WHERE name = ?'
 _SET_META = 'INSERT INTO "easybus_meta" VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value'
@@ -77,6 +80,15 @@ IDENTITY = (
     "(SELECT file FROM pragma_database_list WHERE name = 'main')"
 )
 """This very database: a copy of the file has the same row, and another path."""
+
+
+def script(since: int) -> str:
+    """What `prepare` would run on tables of this version (0: none). Raises `ConfigurationError`: no such version."""
+    if not 0 <= since <= VERSION:
+        raise ConfigurationError(f"there are no tables of version {since}; the versions are 0 (none) to {VERSION}")
+    steps = [step.strip() for step in MIGRATIONS[since:]]
+    steps += [_THIS_VERSION.format(version=VERSION), _FRESH_IDENTITY] if steps else []
+    return "".join(f"{step};\n" for step in steps)
 
 
 def prepare(connection: Connection, path: str) -> None:
