@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
 
 from ..running import Signals
 from ..sending.relay import Relay
@@ -43,22 +42,30 @@ async def relay(app: AppArgument = None, factory: FactoryOption = False) -> None
             _LOGGER.info("service %r: relaying %s", bus.service, ", ".join(places) or "no outbox")
             if bus.answers:
                 _LOGGER.info("service %r: asking about transactions on %s", bus.service, ", ".join(sorted(bus.answers)))
-            telling = asyncio.create_task(_tell(dict(zip(places, opened.relays, strict=True))))
-            try:
-                await signals.wait(None)
-            finally:
-                telling.cancel()
+            told = [_Told(place, relay) for place, relay in zip(places, opened.relays, strict=True)]
+            stopped = asyncio.ensure_future(signals.wait(None))
+            while not stopped.done():
+                await asyncio.wait([stopped], timeout=_TOLD_EVERY)
+                for each in told:
+                    each.tell()
+        for each in told:  # what was under way has ended
+            each.tell()
     finally:
         signals.close()
 
 
-async def _tell(relays: Mapping[str, Relay]) -> None:
-    told: dict[str, Counter[tuple[bool, str]]] = {place: Counter() for place in relays}
-    while True:
-        for place, each in relays.items():
-            new = each.published - told[place]
-            told[place] += new
-            if new:
-                shares = [f"{n} to {'' if to_topic else 'queue:'}{name}" for (to_topic, name), n in sorted(new.items())]
-                _LOGGER.info("published from %s: %s", place, ", ".join(shares))
-        await asyncio.sleep(_TOLD_EVERY)
+class _Told:
+    """What one relay has published, and how much of it was said."""
+
+    def __init__(self, place: str, relay: Relay) -> None:
+        self._place = place
+        self._relay = relay
+        self._said: Counter[tuple[bool, str]] = Counter()
+
+    def tell(self) -> None:
+        """One line for what is new since the last."""
+        new = self._relay.published - self._said
+        if new:
+            self._said += new
+            shares = [f"{n} to {'' if to_topic else 'queue:'}{name}" for (to_topic, name), n in sorted(new.items())]
+            _LOGGER.info("published from %s: %s", self._place, ", ".join(shares))
