@@ -47,6 +47,8 @@ FLOOR_OF = {
     "bound": "bus",
     "opened": "bus",
     "running": "bus",
+    "checking": "bus",
+    "promises": "bus",
     "blocking": "bus",
     "cli": "top",
     "testing": "top",

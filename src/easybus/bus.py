@@ -40,6 +40,7 @@ from .topic import Queue, Topic
 
 if TYPE_CHECKING:
     from .blocking import BlockingBus
+    from .checking import Report
     from .testing.harness import Harness
 
 __all__ = ["Bus"]
@@ -180,6 +181,20 @@ class Bus(Declaring):
                 await signals.wait(self._running)
         finally:
             signals.close()
+
+    async def check(self, *, rate: float | None = None, connect: bool = True) -> Report:
+        """What every sender and handler is promised by this configuration, and what contradicts it.
+
+        Args:
+            rate: messages a second that each queue is to take: tells how many rows remembering them makes.
+            connect: open the engines, which makes their tables, and look at what is there and how it is set.
+
+        Raises:
+            ConfigurationError: there is no such engine, or it holds no queues.
+        """
+        from .checking import examine  # `import easybus` does without it
+
+        return await examine(self, rate=rate, connect=connect)
 
     @property
     def blocking(self) -> BlockingBus:

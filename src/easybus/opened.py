@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -91,17 +91,28 @@ class Opened:
         self.pid = os.getpid()
 
     def check(self) -> None:
-        """What cannot work is said before anything is connected."""
-        if self._bus.handlers and self._bus.dead_letters_go == "storage" and self.storage.dead_letters is None:
-            raise NotSupported(
-                f"{self.storage.url} keeps no dead letters; write Bus(url, storage='sqlite:///shop.db'), or keep "
+        """What cannot work is said before anything is connected. Raises `NotSupported`."""
+        for problem in self.problems():
+            raise NotSupported(problem)
+
+    def problems(self) -> Iterator[str]:
+        """What is asked of the storage, and it cannot do: what it is, and the line to write."""
+        url, bus = self.storage.url, self._bus
+        if bus.handlers and bus.dead_letters_go == "storage" and self.storage.dead_letters is None:
+            yield (
+                f"{url} keeps no dead letters; write Bus(url, storage='sqlite:///shop.db'), or keep "
                 "them in queues: Bus(url, dead_letters='queue')"
             )
-        wants_keys = any(handler.settings.get("dedupe", self._bus.dedupe) is not None for handler in self._bus.handlers)
+        wants_keys = any(handler.settings.get("dedupe", bus.dedupe) is not None for handler in bus.handlers)
         if wants_keys and self.storage.idempotency is None:
-            raise NotSupported(
-                f"{self.storage.url} keeps no keys, so copies cannot be recognised; write Bus(url, "
+            yield (
+                f"{url} keeps no keys, so copies cannot be recognised; write Bus(url, "
                 "storage='sqlite:///shop.db'), or handle each copy: Bus(url, dedupe=None)"
+            )
+        if bus.answers and self.storage.transactions is None:
+            yield (
+                f"{url} keeps no halves, so no transaction can be asked about; "
+                "give the bus a storage that does: Bus(url, storage='sqlite:///shop.db')"
             )
 
     @property
@@ -158,11 +169,6 @@ class Opened:
             for topic, (function, policy) in bus.answers.items():
                 target = bus.targets["topic", topic]
                 self.checkback.answer(topic, _answer(function, target), policy)
-        elif bus.answers:
-            raise NotSupported(
-                f"{self.storage.url} keeps no halves, so no transaction can be asked about; "
-                "give the bus a storage that does: Bus(url, storage='sqlite:///shop.db')"
-            )
         loops = [("pump", self.publisher.pump), *((f"relay {n}", relay.run) for n, relay in enumerate(self.relays))]
         if self.checkback is not None:
             loops.append(("checker", self.checkback.run))

@@ -26,7 +26,7 @@ from .router import HandlerDefinition
 if TYPE_CHECKING:
     from .bus import Bus
 
-__all__ = ["Running", "Signals"]
+__all__ = ["Running", "Signals", "by_queue", "options_of"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PURGE_EVERY = 60.0
@@ -42,7 +42,7 @@ class Running:
         self._opened = opened
         self._providers = Providers(bus.provided)
         self._company = Company()
-        queues = _by_queue(bus.handlers)
+        queues = by_queue(bus.handlers)
         unknown = [name for name in only if name not in queues]
         if unknown:
             raise ConfigurationError(
@@ -92,20 +92,7 @@ class Running:
         return Receiver(pipeline, intake, settler, replayer=replayer, clock=clock, logger=logger)
 
     def _subscription(self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None) -> Subscription:
-        settings: dict[str, Any] = {"dedupe": self._bus.dedupe, "retry": self._bus.retry}
-        given: dict[str, Any] = {}
-        for definition in definitions:
-            for name, value in definition.settings.items():
-                if name in given and given[name] != value:
-                    raise ConfigurationError(
-                        f"two functions of queue {queue!r} say {name}={given[name]!r} and {name}={value!r}; "
-                        "functions that share a queue share its settings"
-                    )
-                given[name] = value
-        settings.update(given)
-        if concurrency is not None:
-            settings["concurrency"] = concurrency
-        options = HandlerOptions(**settings)
+        options = options_of(self._bus, queue, definitions, concurrency)
         self._warn_of_short_memory(queue, options)
         targets = {id(definition.target.payloads): definition.target.payloads for definition in definitions}
         if len(targets) > 1:
@@ -182,7 +169,28 @@ class Running:
                     await sleep(self._opened.clock, 0.1)
 
 
-def _by_queue(definitions: list[HandlerDefinition]) -> dict[str, list[HandlerDefinition]]:
+def options_of(
+    bus: Bus, queue: str, definitions: list[HandlerDefinition], concurrency: int | None = None
+) -> HandlerOptions:
+    """A queue's options: its functions', else the bus's. Raises `ConfigurationError` where two functions differ."""
+    settings: dict[str, Any] = {"dedupe": bus.dedupe, "retry": bus.retry}
+    given: dict[str, Any] = {}
+    for definition in definitions:
+        for name, value in definition.settings.items():
+            if name in given and given[name] != value:
+                raise ConfigurationError(
+                    f"two functions of queue {queue!r} say {name}={given[name]!r} and {name}={value!r}; "
+                    "functions that share a queue share its settings"
+                )
+            given[name] = value
+    settings.update(given)
+    if concurrency is not None:
+        settings["concurrency"] = concurrency
+    return HandlerOptions(**settings)
+
+
+def by_queue(definitions: list[HandlerDefinition]) -> dict[str, list[HandlerDefinition]]:
+    """The functions of each queue."""
     queues: dict[str, list[HandlerDefinition]] = {}
     for definition in definitions:
         queues.setdefault(definition.queue, []).append(definition)

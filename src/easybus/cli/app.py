@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import dead, doctor, queues, relay, run, schema, send, tx
+from . import check, dead, doctor, queues, relay, run, schema, send, tx
 
 app = typer.Typer(
     name="easybus",
@@ -48,5 +48,6 @@ app.command()(queues.topics)
 app.add_typer(dead.commands)
 app.add_typer(tx.commands)
 app.command()(queues.purge)
+app.command()(check.check)
 app.command()(schema.schema)
 app.command()(doctor.doctor)
