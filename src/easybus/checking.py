@@ -20,7 +20,7 @@ from .clock import SystemClock
 from .engines.contract import AuditedEngine, Engine
 from .errors import ConfigurationError, EasybusError, NotOpen
 from .opened import Opened
-from .promises import Guarantee, after_failure, handling, long, sending
+from .promises import Guarantee, Kept, after_failure, handling, long, sending
 from .receiving.subscription import HandlerOptions
 from .running import Running, by_queue, options_of
 from .topic import Queue
@@ -65,15 +65,7 @@ async def examine(bus: Bus, *, rate: float | None, connect: bool) -> Report:
     silent = logging.Logger("easybus.check", logging.CRITICAL + 1)  # noqa: LOG001 - what it would log is found here
     opened = Opened(bus, bus.url, bus.storage_url, SystemClock(), silent)
     examination = _Examination(bus, opened, rate)
-    examination.storages()
-    examination.names()
-    examination.senders()
-    examination.handlers()
-    if connect:
-        await examination.connected()
-    else:
-        examination.start_refuses()
-        examination.note("bus", "not connected: servers' settings, and what they hold, were not looked at")
+    await examination.run(connect=connect)
     return examination.report
 
 
@@ -83,9 +75,46 @@ class _Examination:
         self._bus = bus
         self._opened = opened
         self._rate = rate
-        self._caps = opened.driver.caps
+        self._weak: set[Engine] = set()
+        """Engines whose settings weaken what is confirmed."""
         self._queues = by_queue(bus.handlers)
         self._options: dict[str, HandlerOptions] = {}
+
+    async def run(self, *, connect: bool) -> None:
+        """Look at everything, and close again what was opened."""
+        up: list[Engine] = []
+        try:
+            if connect:
+                up = await self._open()
+            else:
+                self.note("bus", "not connected: servers' settings, and what they hold, were not looked at")
+            self._storages(up)
+            self._names()
+            self._senders()
+            self._handlers()
+            self._start_refuses()
+            if self._opened.storage in up:
+                await self._halves()
+            if self._opened.engine in up and self._opened.driver.caps.lists_queues:
+                await self._topology()
+        finally:
+            await asyncio.gather(*(engine.close() for engine in up))
+
+    async def _open(self) -> list[Engine]:
+        up: list[Engine] = []
+        for engine in self._engines:
+            try:
+                await engine.open()
+                up.append(engine)
+                sentences = await engine.durability() if isinstance(engine, AuditedEngine) else []
+            except EasybusError as error:
+                asked = "asked for its settings" if engine in up else "opened"
+                self.contradiction(engine.url, f"it cannot be {asked}: {error}")
+                continue
+            for sentence in sentences:
+                self._weak.add(engine)
+                self.contradiction(engine.url, sentence)
+        return up
 
     def contradiction(self, where: str, text: str) -> None:
         """Add one, unless it is there."""
@@ -103,46 +132,53 @@ class _Examination:
 
     # ------------------------------------------------------------------------------------------ what the code says
 
-    def storages(self) -> None:
-        """Whether they can do what is asked, and outlive the process."""
+    def _kept(self, engine: Engine) -> Kept:
+        if engine.driver is None or engine.driver.caps.durable:
+            return Kept.SERVER if engine in self._weak else Kept.DISK
+        return Kept.SERVER if engine.driver.caps.shared else Kept.PROCESS
+
+    def _storages(self, up: list[Engine]) -> None:
+        """Whether they can do what is asked, and keep what is confirmed."""
         for problem in self._opened.problems():
             self.contradiction("bus", problem)
         for engine in self._engines:
-            if engine.driver is not None and not engine.driver.caps.durable:
+            kept = self._kept(engine)
+            if kept is Kept.PROCESS:
                 self.contradiction(
                     engine.url,
                     "it keeps nothing: all of it is lost with the process, however it was confirmed; write "
                     "sqlite:///shop.db, or a server's URL (in tests, bus.testing() uses memory whatever the URL is)",
                 )
+            elif kept is Kept.SERVER and engine in up and engine not in self._weak:
+                self.contradiction(engine.url, "as its server is set, what was confirmed may be gone when that dies")
         for engine in self._opened.databases:
             if engine.outbox is None:
                 self.contradiction(
                     engine.url, "databases= names it, but it takes no messages in transactions: nothing to relay there"
                 )
 
-    def names(self) -> None:
+    def _names(self) -> None:
         """Whether the engine can hold the names and delays."""
         names = {("queue" if isinstance(one, Queue) else "topic", one.name) for one in self._bus.targets.values()}
         names |= {("queue", queue) for queue in self._queues}
         if self._bus.dead_letters_go == "queue":
             names |= {("queue", f"{queue}.dead") for queue in self._queues}
+        caps = self._opened.driver.caps
         for kind, name in sorted(names):
             size = len(name.encode("utf-8", "surrogatepass"))
-            if size > self._caps.max_name:
-                self.contradiction(
-                    f"{kind} {name}", f"its name has {size} bytes; {self._caps.engine} holds {self._caps.max_name}"
-                )
+            if size > caps.max_name:
+                self.contradiction(f"{kind} {name}", f"its name has {size} bytes; {caps.engine} holds {caps.max_name}")
         for target in self._bus.targets.values():
-            if isinstance(target, Queue) and target.delay > self._caps.max_delay:
-                longest = long(self._caps.max_delay)
+            if isinstance(target, Queue) and target.delay > caps.max_delay:
+                longest = long(caps.max_delay)
                 self.contradiction(f"queue {target.name}", f"delay={target.delay:g}; the engine's longest is {longest}")
 
-    def senders(self) -> None:
+    def _senders(self) -> None:
         """The promise of every way to send."""
-        durable = self._caps.durable
+        kept = self._kept(self._opened.engine)
         for target in sorted(self._bus.targets.values(), key=lambda one: one.key, reverse=True):
             kind = "queue" if isinstance(target, Queue) else "topic"
-            says = sending(to_topic=kind == "topic", durable=durable)
+            says = sending(to_topic=kind == "topic", kept=kept)
             self.report.guarantees.append(Guarantee(name=f"{kind} {target.name}", how="send", says=says))
             if kind == "topic" and target.name in self._bus.answers:
                 says = "published if the work took place: after a crash, `committed` is asked"
@@ -152,10 +188,11 @@ class _Examination:
                 says = f"published if, and only if, the transaction in {engine.url} commits"
                 self.report.guarantees.append(Guarantee(name="any of them", how="within=", says=says))
 
-    def handlers(self) -> None:
+    def _handlers(self) -> None:
         """The promise of every queue with handlers, and whether it remembers for long enough."""
         storage = self._opened.storage
-        durable = self._caps.durable and (storage.driver is None or storage.driver.caps.durable)
+        both = {self._kept(self._opened.engine), self._kept(storage)}
+        kept = next(one for one in (Kept.PROCESS, Kept.SERVER, Kept.DISK) if one in both)
         for queue, definitions in self._queues.items():
             try:
                 options = options_of(self._bus, queue, definitions)
@@ -170,7 +207,7 @@ class _Examination:
                 Guarantee(
                     name=f"queue {queue}",
                     how="handle",
-                    says=handling(options, durable=durable, storage=storage.url),
+                    says=handling(options, kept=kept, storage=storage.url),
                     failure=after_failure(options, dead),
                     remembered=None if options.dedupe is None else options.keep,
                     rows=rows,
@@ -199,7 +236,7 @@ class _Examination:
 
     # ---------------------------------------------------------------------------------------- what start would refuse
 
-    def start_refuses(self) -> None:
+    def _start_refuses(self) -> None:
         """Build what `bus.run()` would build, queue by queue: parameters, types and transactions are looked at."""
         for queue in self._options:
             try:
@@ -225,34 +262,6 @@ class _Examination:
                     "cannot commit together: make that database the bus's storage: Bus(url, storage=...)"
                 )
         return ""
-
-    async def connected(self) -> None:
-        """Open the engines, look at them, close them."""
-        up: list[Engine] = []
-        try:
-            for engine in self._engines:
-                try:
-                    await engine.open()
-                    up.append(engine)
-                except EasybusError as error:
-                    self.contradiction(engine.url, f"it cannot be opened: {error}")
-            for engine in up:
-                if isinstance(engine, AuditedEngine):
-                    await self._weaknesses(engine, engine)
-            self.start_refuses()
-            if self._opened.storage in up:
-                await self._halves()
-            if self._opened.engine in up and self._caps.lists_queues:
-                await self._topology()
-        finally:
-            await asyncio.gather(*(engine.close() for engine in up))
-
-    async def _weaknesses(self, engine: Engine, audited: AuditedEngine) -> None:
-        try:
-            for sentence in await audited.durability():
-                self.contradiction(engine.url, sentence)
-        except EasybusError as error:
-            self.note(engine.url, f"it cannot be asked for its settings: {error}")
 
     async def _halves(self) -> None:
         storage = self._opened.storage.transactions

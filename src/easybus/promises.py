@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 from .receiving.retry import RetryPolicy
 from .receiving.subscription import HandlerOptions
 
-__all__ = ["Guarantee", "after_failure", "handling", "long", "sending"]
+__all__ = ["Guarantee", "Kept", "after_failure", "handling", "long", "sending"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +30,24 @@ class Guarantee:
     """Handling only: how many rows that makes at the rate given."""
 
 
-def sending(*, to_topic: bool, durable: bool) -> str:
+class Kept(enum.Enum):
+    """What outlives what."""
+
+    DISK = "a confirmed message outlives a killed process or server"
+    SERVER = "it outlives the processes that use the server; what becomes of it when that dies, its settings say"
+    PROCESS = "it ends with the process"
+
+
+def sending(*, to_topic: bool, kept: Kept) -> str:
     """A plain send's promise."""
-    if not durable:
+    if kept is Kept.PROCESS:
         return "lost with the process"
-    return f"once confirmed, never lost{' in the queues bound by then' if to_topic else ''}"
+    says = "never lost" if kept is Kept.DISK else "kept as far as its settings say"
+    return f"once confirmed, {says}{' in the queues bound by then' if to_topic else ''}"
 
 
-def handling(options: HandlerOptions, *, durable: bool, storage: str) -> str:
-    """A queue's promise; `storage`: the URL of the one that keeps its keys."""
+def handling(options: HandlerOptions, *, kept: Kept, storage: str) -> str:
+    """A queue's promise; `kept`: of its messages and keys, the worse; `storage`: the URL of the one with its keys."""
     if options.dedupe is None:
         says = "at least once; every copy is handled again"
     else:
@@ -48,7 +58,8 @@ def handling(options: HandlerOptions, *, durable: bool, storage: str) -> str:
             says = f"at least once; {memory}"
             if options.already_handled is not None:
                 says += ", and already_handled is asked when one was begun before"
-    return says if durable else f"lost with the process; until then {says}"
+    before = {Kept.SERVER: "as far as its settings keep it: ", Kept.PROCESS: "as long as the process lives: "}
+    return before.get(kept, "") + says
 
 
 def after_failure(options: HandlerOptions, dead: str) -> str:

@@ -53,7 +53,7 @@ def _show(report: Report) -> None:
     show_table(("handled in", "is"), says, "Nothing is handled.", folds="is")
     if handles:
         say("")
-        show_table(("handled in", "remembered", "rows", "if it fails"), _kept(handles), "", folds="if it fails")
+        _show_kept(handles)
     _list(report.notes, "note")
     _list(report.contradictions, "contradiction")
     if report.ok:
@@ -61,16 +61,16 @@ def _show(report: Report) -> None:
         say("no contradictions")
 
 
-def _kept(handles: list[Guarantee]) -> list[tuple[object, ...]]:
-    return [
-        (
-            one.name,
-            None if one.remembered is None else long(one.remembered),
-            None if one.rows is None else f"{one.rows:,}",
-            hidden(one.failure),
-        )
-        for one in handles
-    ]
+def _show_kept(handles: list[Guarantee]) -> None:
+    """How long each queue's messages are remembered, and what becomes of failures; rows, if a rate was given."""
+    headings, rows = ["handled in", "remembered", "if it fails"], list[list[object]]()
+    for one in handles:
+        rows.append([one.name, None if one.remembered is None else long(one.remembered), hidden(one.failure)])
+    if any(one.rows is not None for one in handles):
+        headings.insert(2, "rows")
+        for row, one in zip(rows, handles, strict=True):
+            row.insert(2, None if one.rows is None else f"{one.rows:,}")
+    show_table(headings, rows, "", folds="if it fails")
 
 
 def _list(findings: list[Finding], kind: str) -> None:

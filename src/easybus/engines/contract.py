@@ -560,6 +560,7 @@ class AuditedEngine(Protocol):
 
     async def durability(self) -> list[str]:
         """A sentence for each: what it is, what may be lost, what to set instead. Empty: nothing is known against it.
+        They are shown behind the engine's URL.
 
         The engine is open. Raises `EngineError` where it cannot be asked.
         """

@@ -101,13 +101,13 @@ async def test_memory_is_no_place_for_production_as_engine_or_as_storage(url: st
     report = await bus.check()
     assert [where for where, _ in contradictions(report)] == ["memory://"]
     assert promised(report, "queue jobs", "send") == "lost with the process"
-    assert promised(report, "queue jobs", "handle").startswith("lost with the process; until then at least once")
+    assert promised(report, "queue jobs", "handle").startswith("as long as the process lives: at least once")
     beside = Bus(url, storage="memory://keys")
     beside.queue("jobs", int).handler(work)
     report = await beside.check()
     assert [where for where, _ in contradictions(report)] == ["memory://keys"]
     assert promised(report, "queue jobs", "send") == "once confirmed, never lost"
-    assert promised(report, "queue jobs", "handle").startswith("lost with the process")
+    assert promised(report, "queue jobs", "handle").startswith("as long as the process lives: ")
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,22 @@ async def test_settings_of_the_engines_are_read(url: str, monkeypatch: pytest.Mo
     assert "lies in memory (tmpfs)" in text
 
 
+async def test_what_settings_weaken_is_not_promised(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "_file_system", lambda _: "tmpfs")
+    bus = Bus(url)
+    bus.queue("jobs", int).handler(work)
+    report = await bus.check()
+    assert promised(report, "queue jobs", "send") == "once confirmed, kept as far as its settings say"
+    assert promised(report, "queue jobs", "handle").startswith("as far as its settings keep it: at least once")
+
+
 async def test_an_engine_that_cannot_be_opened_is_told_beside_what_the_code_says(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/no-folder/shop.db"
     bus = Bus(url)
     bus.queue("jobs", int).handler(dedupe=timedelta(seconds=1))(work)
     found = contradictions(await bus.check())
-    assert [where for where, _ in found] == ["queue jobs", url]
-    assert "cannot be opened" in found[1][1]
+    assert [where for where, _ in found] == [url, "queue jobs"]
+    assert "cannot be opened" in found[0][1]
     assert [where for where, _ in contradictions(await bus.check(connect=False))] == ["queue jobs"]
 
 

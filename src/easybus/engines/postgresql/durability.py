@@ -14,7 +14,7 @@ _UNLOGGED = (  # tables that the server empties after a crash
 )
 
 
-async def weaknesses(connection: Connection, names: Names, url: str) -> list[str]:
+async def weaknesses(connection: Connection, names: Names) -> list[str]:
     """A sentence for each."""
     settings: dict[str, str] = {row["name"]: row["setting"] for row in await connection.fetch(_SETTINGS)}
     found: list[str] = []
@@ -35,4 +35,4 @@ async def weaknesses(connection: Connection, names: Names, url: str) -> list[str
     for row in unlogged:
         table = f"{quote(names.schema)}.{quote(row['relname'])}"
         found.append(f"table {table} is unlogged: a crash of the server empties it; ALTER TABLE {table} SET LOGGED")
-    return [f"{url}: {sentence}" for sentence in found]
+    return found

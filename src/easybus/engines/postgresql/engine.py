@@ -51,7 +51,7 @@ class PostgresqlEngine:
     async def durability(self) -> list[str]:
         """See `AuditedEngine`."""
         names = self._session.names
-        return await self._session.connections.run(lambda connection: weaknesses(connection, names, self.url))
+        return await self._session.connections.run(lambda connection: weaknesses(connection, names))
 
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
         return self._transaction() if kind is _KIND else None

@@ -68,6 +68,25 @@ class RedisEngine:
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
         return None
 
+    async def durability(self) -> list[str]:
+        """See `AuditedEngine`."""
+        link = self.link()
+        info = await self._info(link)
+        found: list[str] = []
+        if info.get("aof_enabled") not in (1, "1"):
+            found.append(
+                "there is no append-only file: all since the last snapshot is gone when the server dies; "
+                "set appendonly yes, appendfsync always"
+            )
+        elif not await self._durable(link, info):
+            found.append(
+                "appendfsync is not always (or cannot be read): what was confirmed in the last one or two seconds is "
+                "gone when the server dies; set appendfsync always"
+            )
+        if info.get("maxmemory_policy", "noeviction") != "noeviction":
+            found.append(f"maxmemory-policy is {info['maxmemory_policy']}: a full server throws messages away")
+        return found
+
     async def _info(self, link: Link) -> dict[str, Any]:
         try:
             info: dict[str, Any] = await link.command("INFO")

@@ -84,14 +84,12 @@ class SqliteEngine:
         found: list[str] = []
         kind = memory_of(self._location)
         if kind is not None:
-            found.append(
-                f"{self.url} lies in memory ({kind}): all of it is gone when this host stops; put the file on a disk"
-            )
+            found.append(f"it lies in memory ({kind}): all of it is gone when this host stops; put the file on a disk")
         writer = self.writer()
         level = await writer.call(lambda connection: connection.rows("PRAGMA synchronous")[0][0], durable=True)
         if level < _FULL:
             found.append(
-                f"{self.url}: commits are not flushed to the disk (PRAGMA synchronous is {level}), so a power failure "
+                f"commits are not flushed to the disk (PRAGMA synchronous is {level}), so a power failure "
                 "may undo what was confirmed; nothing but easybus may set it on the connections of the bus"
             )
         return found

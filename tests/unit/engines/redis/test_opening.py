@@ -82,6 +82,8 @@ async def test_durable_is_what_appendfsync_makes_it(redis_server: RedisServer, s
     try:
         engine = await opened(redis_server.url())
         assert engine.driver.caps.durable is durable
+        told = await engine.durability()
+        assert ["appendfsync is not always" in sentence for sentence in told] == ([] if durable else [True])
         await engine.close()
     finally:
         redis_server.ask("CONFIG", "SET", "appendfsync", "always")
@@ -93,7 +95,9 @@ async def test_a_server_without_an_append_only_file_is_warned_of(
     server = serve("--appendonly", "no")
     with caplog.at_level(logging.WARNING, "easybus"):
         engine = await opened(server.url())
+    (told,) = await engine.durability()
     await engine.close()
+    assert "set appendonly yes" in told
     assert not engine.driver.caps.durable
     assert "appendonly yes" in caplog.text
     assert PASSWORD not in caplog.text
