@@ -46,7 +46,7 @@ def test_what_it_prints_makes_the_tables_that_the_engine_makes(shell: Shell) -> 
 
 
 def test_every_statement_ends_with_its_line_and_nothing_else_does(shell: Shell) -> None:
-    for dialect in ("sqlite", "postgresql"):
+    for dialect in ("sqlite", "postgresql", "mysql"):
         script = shell.run("schema", "--dialect", dialect, url=False).out
         *statements, rest = script.split(";\n")
         assert rest == ""

@@ -11,6 +11,7 @@ from asyncmy.connection import Connection
 
 from ...clock import Clock
 from .connections import Cut
+from .durability import weaknesses
 from .failures import is_foreign, refuses_commit, translated
 from .fused import MysqlFusedDriver
 from .halves import MysqlHalves
@@ -18,6 +19,7 @@ from .keys import MysqlKeys
 from .letters import MysqlLetters
 from .location import Location
 from .outbox import MysqlOutbox
+from .schema import script
 from .session import Session
 
 _KIND: Any = Connection
@@ -40,6 +42,14 @@ class MysqlEngine:
 
     async def close(self) -> None:
         await self._session.close()
+
+    def schema(self, since: int = 0) -> str:
+        """See `SchemaEngine`."""
+        return script(self._session.names, since)
+
+    async def durability(self) -> list[str]:
+        """See `AuditedEngine`."""
+        return await self._session.connections.run(weaknesses)
 
     def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
         return self._transaction() if kind is _KIND else None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import uuid
 
 from ...errors import ConfigurationError, Unavailable
-from .failures import wiped
+from .failures import code, wiped
 from .link import Link
-from .names import Names
+from .names import Names, quote
 
 VERSION = 1
 _ID = "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"
@@ -86,8 +86,41 @@ IDENTITY = (  # of these very tables; a copy of them has it too
 )
 
 
+_THIS_VERSION = f"INSERT INTO {{meta}} VALUES ('version', '{VERSION}') ON DUPLICATE KEY UPDATE value = VALUES(value)"
+_FRESH_IDENTITY = "INSERT IGNORE INTO {meta} VALUES ('identity', UUID())"
+_NO_PRIVILEGE = (1044, 1142)
+
+
+def script(names: Names, since: int) -> str:
+    """What `prepare` would run on tables of this version (0: none). Raises `ConfigurationError`: no such version."""
+    if not 0 <= since <= VERSION:
+        raise ConfigurationError(f"there are no tables of version {since}; the versions are 0 (none) to {VERSION}")
+    steps = [step.strip() for step in MIGRATIONS[since:]]
+    steps += [_FRESH_IDENTITY, _THIS_VERSION] if steps else []
+    grants = (
+        "-- What another user needs to use them:\n"
+        f"--   GRANT SELECT, INSERT, UPDATE, DELETE ON {quote(names.database)}.* TO the_bus\n"
+    )
+    return ("" if since else grants) + names("".join(f"{step};\n" for step in steps))
+
+
 async def prepare(link: Link, names: Names, url: str) -> None:
-    """Make the tables, or bring them up to date. Raises `ConfigurationError` for those of a newer easybus."""
+    """Make the tables, or bring them up to date.
+
+    Raises `ConfigurationError` for those of a newer easybus, and where the user may not make them.
+    """
+    try:
+        await _prepare(link, names, url)
+    except Exception as error:
+        if code(error) not in _NO_PRIVILEGE:
+            raise
+        raise ConfigurationError(
+            f"{url}: this user may not make the bus's tables, or use them ({error.args[-1]}); what another user may "
+            f"run, and GRANT to this one, is printed by: easybus schema --url '{url}'"
+        ) from error
+
+
+async def _prepare(link: Link, names: Names, url: str) -> None:
     if await _version(link, names, url) == VERSION:
         return
     if await link.value(_LOCK, names.lock) != 1:
