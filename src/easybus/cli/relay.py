@@ -26,7 +26,8 @@ async def relay(app: AppArgument = None, factory: FactoryOption = False) -> None
     as scripts and web workers. Any number may run. Nothing is handled.
     """
     bus = load_bus(app, factory=factory)
-    hide(bus.url)
+    for url in (bus.url, bus.storage_url, *bus.databases):
+        hide(url or "")
     log_to_stderr()
     signals = Signals(_LOGGER)
     try:
