@@ -182,6 +182,8 @@ class _Examination:
             self.report.guarantees.append(Guarantee(name=f"{kind} {target.name}", how="send", says=says))
             if kind == "topic" and target.name in self._bus.answers:
                 says = "published if the work took place: after a crash, `committed` is asked"
+                if self._opened.storage.transactions is None:
+                    says = "refused: nothing keeps its halves"
                 self.report.guarantees.append(Guarantee(name=f"topic {target.name}", how="transaction", says=says))
         for engine in self._engines[0 if self._opened.storage is self._opened.engine else 1 :]:
             if engine.outbox is not None:
@@ -202,12 +204,15 @@ class _Examination:
             self._options[queue] = options
             self._remembers(queue, options)
             dead = f"queue {queue}.dead" if self._bus.dead_letters_go == "queue" else storage.url
+            says = handling(options, kept=kept, storage=storage.url)
+            if self._lacking(options):
+                says = "not handled: the bus is refused by its storage"
             rows = None if self._rate is None or options.dedupe is None else math.ceil(self._rate * options.keep)
             self.report.guarantees.append(
                 Guarantee(
                     name=f"queue {queue}",
                     how="handle",
-                    says=handling(options, kept=kept, storage=storage.url),
+                    says=says,
                     failure=after_failure(options, dead),
                     remembered=None if options.dedupe is None else options.keep,
                     rows=rows,
@@ -215,6 +220,13 @@ class _Examination:
             )
             if options.unmatched == "ignore":
                 self.note(f"queue {queue}", "unmatched='ignore': messages of a type without a function are dropped")
+
+    def _lacking(self, options: HandlerOptions) -> bool:
+        storage = self._opened.storage
+        in_storage = self._bus.dead_letters_go == "storage"
+        return (options.dedupe is not None and storage.idempotency is None) or (
+            in_storage and storage.dead_letters is None
+        )
 
     def _remembers(self, queue: str, options: HandlerOptions) -> None:
         if options.dedupe is None:

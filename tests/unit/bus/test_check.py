@@ -125,9 +125,12 @@ async def test_a_storage_that_cannot_do_what_is_asked_is_a_contradiction(
     bus = Bus(url)
     bus.topic("orders", int).committed(lambda _: None)
     bus.queue("jobs", int).handler(work)
-    ((where, text),) = contradictions(await bus.check())
+    report = await bus.check()
+    ((where, text),) = contradictions(report)
     assert where == "bus"
     assert says in text
+    refused = ("topic orders", "transaction") if lacks == "transactions" else ("queue jobs", "handle")
+    assert promised(report, *refused).startswith(("refused: ", "not handled: ")), "what is refused is not promised"
     with pytest.raises(ConfigurationError, match=says):
         async with bus:
             pass
