@@ -205,6 +205,7 @@ OPTIONAL = [
     "apsw",
     "asyncmy",
     "asyncpg",
+    "psycopg",
     "pymysql",
     "hiredis",
     "redis",

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .clock import sleep
+from .engines.contract import IdempotencyStorage
 from .errors import ConfigurationError, EngineError, NotSupported
 from .opened import Opened
 from .receiving.claim import Intake
 from .receiving.hand import Company
 from .receiving.invoke import Invoker, Providers
+from .receiving.opening import Opening, is_opened_by_bus
 from .receiving.pipeline import Pipeline
 from .receiving.receiver import Receiver
 from .receiving.replay import Replayer
@@ -42,6 +44,8 @@ class Running:
         self._opened = opened
         self._providers = Providers(bus.provided)
         self._company = Company()
+        self._writer = asyncio.Lock()
+        self._openings: list[tuple[Opening, list[Invoker]]] = []
         queues = by_queue(bus.handlers)
         unknown = [name for name in only if name not in queues]
         if unknown:
@@ -59,23 +63,13 @@ class Running:
 
     def _receiver(self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None) -> Receiver:
         opened, clock, logger = self._opened, self._opened.clock, self._opened.logger
-        subscription = self._subscription(queue, definitions, concurrency)
+        subscription, opening = self._subscription(queue, definitions, concurrency)
         options = subscription.options
         keys = opened.storage.idempotency if options.dedupe is not None else None
         letters = opened.storage.dead_letters if self._bus.dead_letters_go == "storage" else None
         fused = opened.fused
         settler = Settler(subscription, opened.publisher, keys, letters, fused=fused, clock=clock, logger=logger)
-        exactly_once = None
-        if options.within is not None and keys is not None:
-            kind = options.within
-            if opened.storage.transaction(kind) is None:
-                name = getattr(kind, "__name__", kind)
-                raise NotSupported(f"queue {queue!r}: {opened.storage.url} has no transaction that is a {name}")
-
-            def begin() -> Any:
-                return opened.storage.transaction(kind)
-
-            exactly_once = ExactlyOnce(begin, keys, options.keep)
+        exactly_once = None if keys is None else self._exactly_once(queue, options, keys, opening)
         pipeline = Pipeline(
             subscription,
             settler,
@@ -91,7 +85,29 @@ class Running:
         intake = Intake(subscription, opened.driver, keys, fused=fused, logger=logger)
         return Receiver(pipeline, intake, settler, replayer=replayer, clock=clock, logger=logger)
 
-    def _subscription(self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None) -> Subscription:
+    def _exactly_once(
+        self, queue: str, options: HandlerOptions, keys: IdempotencyStorage, opening: Opening | None
+    ) -> ExactlyOnce | None:
+        storage, kind = self._opened.storage, options.within
+        if kind is None:
+            return None
+        if opening is not None:
+            return ExactlyOnce(opening.begin, keys, options.keep, opening.complete)
+        if storage.transaction(kind) is None:
+            name = getattr(kind, "__name__", kind)
+            raise NotSupported(
+                f"queue {queue!r}: {storage.url} has no transaction that is a {name}; a session of your own is opened "
+                f"where you provide it: bus.provide({name}, factory, per='message')"
+            )
+
+        def begin() -> Any:
+            return storage.transaction(kind)
+
+        return ExactlyOnce(begin, keys, options.keep)
+
+    def _subscription(
+        self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None
+    ) -> tuple[Subscription, Opening | None]:
         options = options_of(self._bus, queue, definitions, concurrency)
         self._warn_of_short_memory(queue, options)
         targets = {id(definition.target.payloads): definition.target.payloads for definition in definitions}
@@ -100,6 +116,7 @@ class Running:
                 f"queue {queue!r} gets messages of {', '.join(repr(one.target) for one in definitions)}: "
                 "two topics with types of their own; give each a queue"
             )
+        opening = self._opening(options)
         subscription = Subscription(queue, options, next(iter(targets.values())))
         for definition in definitions:
             kind = Any if definition.type is None else definition.type
@@ -108,11 +125,22 @@ class Running:
             subscription.functions[kind] = Invoker(
                 definition.function,
                 self._providers,
-                within=options.within,
+                within=options.within if opening is None else opening.kind,
                 middleware=self._bus.middleware,
                 names=definition.names,
             )
-        return subscription
+        if opening is not None:
+            self._openings.append((opening, list(subscription.functions.values())))
+        return subscription, opening
+
+    def _opening(self, options: HandlerOptions) -> Opening | None:
+        """Where handlers' transactions come from, if that is not the engine."""
+        within = options.within
+        if within is None or not is_opened_by_bus(within, self._providers):
+            return None
+        if isinstance(within, type) and self._opened.storage.transaction(within) is not None:
+            return None
+        return Opening(within, self._providers, self._opened.storage.outbox, lease=options.lease, writer=self._writer)
 
     def _warn_of_short_memory(self, queue: str, options: HandlerOptions) -> None:
         if options.dedupe is not None and (options.horizon is None or options.keep < options.horizon):
@@ -125,7 +153,9 @@ class Running:
             )
 
     async def start(self) -> None:
-        """Begin to handle."""
+        """Begin to handle. Raises `ConfigurationError`: a handler's session is of another database."""
+        for opening, invokers in self._openings:
+            await opening.check(invokers)
         await self._opened.declare()
         self._opened.wake_replays = self._wake_replays
         for receiver in self.receivers.values():

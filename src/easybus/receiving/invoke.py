@@ -48,6 +48,10 @@ class Providers:
     def __contains__(self, kind: Any) -> bool:
         return kind in self._provided
 
+    def per_message(self, kind: Any) -> bool:
+        """Whether each message gets one of its own."""
+        return self._provided[kind].per == "message"
+
     def names(self) -> str:
         """What is provided, to be shown."""
         return ", ".join(sorted(_name(kind) for kind in self._provided)) or "nothing"
@@ -217,7 +221,7 @@ def _parameters(
         kind = hints.get(parameter.name, inspect.Parameter.empty)
         if kind is Message:
             rest.append((parameter.name, kind, _MESSAGE))
-        elif within is not None and kind is within:
+        elif within is not None and (kind is within or _is_base(kind, within)):
             rest.append((parameter.name, kind, _TRANSACTION))
         elif kind is not inspect.Parameter.empty and kind in providers:
             rest.append((parameter.name, kind, _PROVIDED))
@@ -228,6 +232,11 @@ def _parameters(
                 f"{providers.names()}. To provide one: bus.provide({_name(kind)}, factory)"
             )
     return first, rest
+
+
+def _is_base(kind: Any, within: Any) -> bool:
+    """A sessionmaker makes a class of its own, and handlers name the one that it derives from."""
+    return isinstance(kind, type) and isinstance(within, type) and kind is not object and issubclass(within, kind)
 
 
 def _hints(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ the commit's reply lost: read again, DONE → ack, else back
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -31,9 +31,15 @@ class ExactlyOnce:
     """Calls a queue's handlers in transactions."""
 
     def __init__(
-        self, begin: Callable[[], AbstractAsyncContextManager[Any]], keys: IdempotencyStorage, keep: float
+        self,
+        begin: Callable[[], AbstractAsyncContextManager[Any]],
+        keys: IdempotencyStorage,
+        keep: float,
+        complete: Callable[[Any, str, Sequence[Any]], Awaitable[int]] | None = None,
     ) -> None:
+        """`complete` runs a transaction's last statement, and returns how many rows it changed."""
         self._begin = begin
+        self._complete = complete or _complete
         self._keys = keys
         self._keep = keep
 
@@ -53,9 +59,7 @@ class ExactlyOnce:
                 if points.hook is not None:
                     await points.reach("within.effect")
                 statement, parameters = self._keys.completion(hand.token, self._keep)
-                caller = transactions.find(transaction)
-                changed = caller.execute(statement, parameters)
-                if (await changed if caller.is_async else changed) != 1:
+                if await self._complete(transaction, statement, parameters) != 1:
                     raise NotTheHolder
                 if points.hook is not None:
                     await points.reach("within.done")
@@ -69,6 +73,12 @@ class ExactlyOnce:
         if points.hook is not None:
             await points.reach("within.committed")
         return result
+
+
+async def _complete(transaction: Any, statement: str, parameters: Sequence[Any]) -> int:
+    caller = transactions.find(transaction)
+    changed = caller.execute(statement, parameters)
+    return await changed if caller.is_async else changed
 
 
 class _Failed(Exception):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ..engines.contract import OutboxStorage, Publication
 from ..errors import ConfigurationError
-from ..transactions import CallerTransaction, check, check_open, find
+from ..transactions import SQLITE, CallerTransaction, check, check_library, check_open, find
 
 __all__ = ["write", "write_async"]
 
@@ -36,8 +36,7 @@ def write(
     caller = find(tx)
     if caller.is_async:
         raise ConfigurationError(f"within=: a transaction of {caller.library} is async; write: await …send(…)")
-    if caller.closed:
-        raise ConfigurationError("within=: this connection is closed; pass the one that your statements run on")
+    _check_before_asking(caller, outboxes)
     outbox = _of_its_database(caller, outboxes)
     check(caller, outbox)
     for statement, params in outbox.statements(service, publications):
@@ -59,7 +58,7 @@ async def write_async(
         write(tx, outboxes, service, publications, wake)
         return
     _check_given(outboxes)
-    check_open(caller)  # before anything is asked: outside a transaction that would be one of its own
+    _check_before_asking(caller, outboxes)
     outbox = await _of_its_database_async(caller, outboxes)
     for statement, params in outbox.statements(service, publications):
         await caller.execute(statement, params)
@@ -73,6 +72,14 @@ def _check_given(outboxes: Sequence[OutboxStorage]) -> None:
             "within= needs a database that the bus relays from; write Bus(url, storage='sqlite:///shop.db'), "
             "or Bus(url, databases=['sqlite:///shop.db'])"
         )
+
+
+def _check_before_asking(caller: CallerTransaction, outboxes: Sequence[OutboxStorage]) -> None:
+    """Outside a transaction a question would be one of its own; and the wrong SQLite library must not open a file."""
+    if caller.library in SQLITE and not any(getattr(outbox, "library", "") == caller.library for outbox in outboxes):
+        for outbox in outboxes:
+            check_library(caller, outbox)
+    check_open(caller)
 
 
 def _of_its_database(caller: CallerTransaction, outboxes: Sequence[OutboxStorage]) -> OutboxStorage:

@@ -12,8 +12,23 @@ from typing import Any, Protocol
 
 from ..errors import ConfigurationError
 
-__all__ = ["LIBRARIES", "CallerTransaction", "Target", "check", "check_open", "find"]
+__all__ = [
+    "LIBRARIES",
+    "SQLITE",
+    "CallerTransaction",
+    "HandlerTransaction",
+    "Target",
+    "check",
+    "check_library",
+    "check_open",
+    "find",
+]
 
+_SQLALCHEMY = (
+    "sqlalchemy.orm.Session, sqlalchemy.orm.scoped_session, sqlalchemy.Connection, "
+    "sqlalchemy.ext.asyncio.AsyncSession, sqlalchemy.ext.asyncio.async_scoped_session, "
+    "sqlalchemy.ext.asyncio.AsyncConnection"
+)
 LIBRARIES: Mapping[str, tuple[str, str]] = {
     # module of the class: (module here, what users pass)
     "sqlite3": ("stdlib_sqlite", "sqlite3.Connection"),
@@ -21,7 +36,15 @@ LIBRARIES: Mapping[str, tuple[str, str]] = {
     "asyncpg": ("asyncpg_connection", "asyncpg.Connection, asyncpg.pool.PoolConnectionProxy"),
     "pymysql": ("pymysql_connection", "pymysql.Connection"),
     "asyncmy": ("asyncmy_connection", "asyncmy.Connection"),
+    "psycopg": ("psycopg_connection", "psycopg.Connection, psycopg.AsyncConnection"),
+    "sqlalchemy": (
+        "sqlalchemy_session",
+        _SQLALCHEMY,
+    ),
 }
+
+SQLITE = ("sqlite3", "apsw")
+"""Libraries of which only one may have a file open in a process."""
 
 
 class CallerTransaction(Protocol):
@@ -61,6 +84,27 @@ class CallerTransaction(Protocol):
         ...
 
 
+class HandlerTransaction(CallerTransaction, Protocol):
+    """One that the bus can begin and end too, for a handler to work in. All of these are awaited where it is async."""
+
+    def start(self, idle: float) -> Any:
+        """Begin; a server that can ends it when it does nothing for `idle` seconds."""
+        ...
+
+    def complete(self, statement: str, params: Sequence[Any]) -> Any:
+        """Write what the library still holds back, then run the last statement; returns how many rows it changed: 0
+        also where the row was changed meanwhile. Raises `ConfigurationError` if the handler has ended it itself."""
+        ...
+
+    def commit(self) -> Any:
+        """Commit. Raises the library's own error where nothing was committed, `Unavailable` where that is unknown."""
+        ...
+
+    def rollback(self) -> Any:
+        """Undo all of it."""
+        ...
+
+
 class Target(Protocol):
     """What `check` asks of an outbox."""
 
@@ -96,6 +140,18 @@ def check_open(tx: CallerTransaction) -> None:
 def check(tx: CallerTransaction, outbox: Target) -> None:
     """Raises `ConfigurationError`, with the line to write, unless rows written through `tx` reach this outbox if, and
     only if, the caller commits. For transactions that are not async."""
+    check_library(tx, outbox)
+    check_open(tx)
+    statement, value = outbox.identity()
+    if tx.identity(statement) != value:
+        raise ConfigurationError(
+            "within=: this connection is to another database than the bus's storage; write "
+            "Bus(url, storage=URL of that database), or name it in Bus(databases=[...])"
+        )
+
+
+def check_library(tx: CallerTransaction, outbox: Target) -> None:
+    """Raises `ConfigurationError` where `tx` is of another SQLite library than the one that holds the outbox's file."""
     library: str | None = getattr(outbox, "library", None)
     if library is not None and library != tx.library:
         there: str = getattr(outbox, "url", "the database")
@@ -104,11 +160,4 @@ def check(tx: CallerTransaction, outbox: Target) -> None:
             f"within=: this connection is of {tx.library}, and the bus has {there} open with {library}: two SQLite "
             f"libraries on one file in one process lose data. Either connect with {library}.Connection, or write the "
             f"bus's URL as {there.partition('?')[0]}{option}"
-        )
-    check_open(tx)
-    statement, value = outbox.identity()
-    if tx.identity(statement) != value:
-        raise ConfigurationError(
-            "within=: this connection is to another database than the bus's storage; write "
-            "Bus(url, storage=URL of that database), or name it in Bus(databases=[...])"
         )

@@ -1,0 +1,153 @@
+"""Handlers' transactions on the user's own sessions: opened, begun and ended by the bus.
+
+made (provided per message, or by a sessionmaker) → begun → the bus's database? → handler → DONE → commit → closed
+
+What the library does by itself runs on the event loop where it is async, and else in threads, one step after another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, TypeAlias, cast
+
+from .. import transactions
+from ..errors import ConfigurationError
+from ..transactions import HandlerTransaction, Target
+from .invoke import Invoker, Providers, in_thread
+
+__all__ = ["Opening", "is_opened_by_bus"]
+
+Make: TypeAlias = Callable[[AsyncExitStack], Awaitable[Any]]
+"""Makes a session or connection, which the stack closes."""
+
+_ONE_WRITER = ("sqlite3",)
+_ROLLBACK = 10.0
+"""Seconds that undoing may take; after them the connection is closed, which undoes too."""
+
+
+def is_opened_by_bus(within: Any, providers: Providers) -> bool:
+    """Whether `within` is the user's own: a sessionmaker, or a type that is provided."""
+    return not isinstance(within, type) or within in providers
+
+
+class Opening:
+    """Where a queue's handlers get their transactions from."""
+
+    def __init__(
+        self, within: Any, providers: Providers, outbox: Target | None, *, lease: float, writer: asyncio.Lock
+    ) -> None:
+        """`lease`: seconds after which a transaction that does nothing is ended by a server that can. `writer`: held
+        meanwhile, where a database has one writer at a time.
+
+        Raises `ConfigurationError`: `within` is nothing that could be opened, or is not fresh for each message.
+        """
+        made: Any = within if isinstance(within, type) else getattr(within, "class_", None)
+        if not isinstance(made, type):
+            raise ConfigurationError(
+                f"within={within!r}: it is a connection's or session's class, or a sessionmaker; for any other factory "
+                "write bus.provide(AsyncSession, factory, per='message') and within=AsyncSession"
+            )
+        if made is within and not providers.per_message(within):
+            name = within.__name__
+            raise ConfigurationError(
+                f"within={name}: the one that is provided is shared by all handlers, and a transaction is one "
+                f"message's; write bus.provide({name}, factory, per='message')"
+            )
+        self.kind: type[Any] = made
+        """What handlers are given."""
+        self._make: Make = _from(within) if made is not within else lambda stack: providers.get(within, stack)
+        self._outbox = outbox
+        self._lease = lease
+        self._writer = writer
+        self._open: dict[int, HandlerTransaction] = {}
+
+    async def check(self, invokers: Sequence[Invoker]) -> None:
+        """Open one, and undo it.
+
+        Raises:
+            ConfigurationError: its database is not the bus's, or one of these functions cannot use it.
+        """
+        with contextlib.suppress(_Looked):
+            async with self.begin() as made:
+                caller = self._open[id(made)]
+                for invoker in invokers:
+                    _check_kind(invoker, caller, self.kind.__name__)
+                raise _Looked
+
+    @contextlib.asynccontextmanager
+    async def begin(self) -> AsyncGenerator[Any]:
+        """A session in a transaction: committed at the end, undone after an error.
+
+        Raises:
+            ConfigurationError: its database is not the bus's.
+            Unavailable: the commit's outcome is unknown.
+        """
+        async with AsyncExitStack() as stack:
+            made = await self._make(stack)
+            caller = cast("HandlerTransaction", transactions.find(made))
+            if not hasattr(caller, "start"):
+                raise ConfigurationError(f"within={self.kind.__name__}: the bus cannot begin and end one of these")
+            if caller.library in _ONE_WRITER:
+                await stack.enter_async_context(self._writer)
+            try:
+                await self._check_database(caller)
+                await _step(caller, caller.start, self._lease)
+                self._open[id(made)] = caller
+                yield made
+                await _step(caller, caller.commit)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the first error is what counts
+                    async with asyncio.timeout(_ROLLBACK):
+                        await _step(caller, caller.rollback)
+                raise
+            finally:
+                self._open.pop(id(made), None)
+
+    async def complete(self, made: Any, statement: str, parameters: Sequence[Any]) -> int:
+        """Run the last statement of this transaction; returns how many rows it changed."""
+        caller = self._open[id(made)]
+        changed: int = await _step(caller, caller.complete, statement, parameters)
+        return changed
+
+    async def _check_database(self, caller: HandlerTransaction) -> None:
+        if self._outbox is not None:
+            transactions.check_library(caller, self._outbox)
+            transactions.check_open(caller)
+            statement, value = self._outbox.identity()
+            if await _step(caller, caller.identity, statement) == value:
+                return
+        raise ConfigurationError(
+            f"within={self.kind.__name__}: its database is not the bus's storage, so DONE could not be written in the "
+            "same transaction; write Bus(url, storage='URL of that database')"
+        )
+
+
+class _Looked(Exception):
+    """Nothing is wrong: undo."""
+
+
+def _from(factory: Callable[[], Any]) -> Make:
+    async def make(stack: AsyncExitStack) -> Any:
+        made = factory()
+        if hasattr(made, "__aenter__"):
+            return await stack.enter_async_context(made)
+        stack.push_async_callback(in_thread, made.close)
+        return made
+
+    return make
+
+
+async def _step(caller: HandlerTransaction, call: Callable[..., Any], *given: Any) -> Any:
+    return await call(*given) if caller.is_async else await in_thread(call, *given)
+
+
+def _check_kind(invoker: Invoker, caller: HandlerTransaction, name: str) -> None:
+    if invoker.sync is caller.is_async:
+        own, other = ("a plain function", "async") if invoker.sync else ("async", "plain")
+        raise ConfigurationError(
+            f"handler {invoker.name} is {own}, and within={name} is not: give it the {other} kind's counterpart, "
+            f"or {'write it with async def' if invoker.sync else 'write it without async, to run in a thread'}"
+        )

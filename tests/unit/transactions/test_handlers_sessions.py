@@ -1,0 +1,307 @@
+"""Handlers in sessions that the bus opens: their work, what they send, and the end of their message are one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from tests.servers.postgresql import PostgresqlServer
+from tests.unit.transactions.shop import Shop
+
+from easybus import Bus, ConfigurationError, NotSupported, fixed, never, points
+
+ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite"]
+PLAIN = ["postgresql+psycopg", "sqlite+pysqlite"]
+
+
+class Base(DeclarativeBase):
+    """What the handlers write."""
+
+
+class Payment(Base):
+    __tablename__ = "ledger"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    amount: Mapped[int]
+
+
+class Ledger:
+    """A database with the table, and a bus in it."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.bus = Bus(url, **settings)
+        self.shop = Shop(self.bus, url)
+        self.payments = self.bus.queue("payments", int)
+
+    async def until(self, engine: AsyncEngine, wanted: list[int]) -> None:
+        """Until the table holds this, and no message is left."""
+        deadline = time.monotonic() + 10.0
+        found: list[int] = []
+        while time.monotonic() < deadline:
+            async with AsyncSession(engine) as session:
+                found = sorted((await session.execute(text("SELECT amount FROM ledger"))).scalars())
+            stats = await self.bus.driver.stats("payments")
+            if found == wanted and not (stats.ready or stats.in_flight or stats.delayed):
+                return
+            await asyncio.sleep(0.05)
+        assert found == wanted
+        raise AssertionError("messages are left")
+
+    async def dead(self) -> list[str]:
+        """Why the dead letters are dead, once there is one."""
+        assert self.bus.dead_letters is not None
+        deadline = time.monotonic() + 10.0
+        while not (letters := await self.bus.dead_letters.find()):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        return [letter.reason for letter in letters]
+
+
+@pytest.fixture(params=ASYNC)
+def scheme(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    name = "scheme" if "scheme" in request.fixturenames else "plain_scheme"
+    if request.getfixturevalue(name).startswith("sqlite"):
+        return f"sqlite:///{tmp_path}/bus.db?library=sqlite3"
+    return request.getfixturevalue("postgresql_server").schema()
+
+
+@pytest.fixture
+def ledger(url: str) -> Ledger:
+    return Ledger(url, retry=fixed(0.01, attempts=3))
+
+
+@pytest.fixture
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    scheme = "sqlite+aiosqlite" if url.startswith("sqlite") else "postgresql+asyncpg"
+    async for engine in made(f"{scheme}://{url.partition('?')[0].partition('://')[2]}"):
+        yield engine
+
+
+@pytest.fixture
+async def own(url: str, scheme: str, engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    """The handlers' engine."""
+    del engine  # has made the table
+    own = create_async_engine(f"{scheme}://{url.partition('?')[0].partition('://')[2]}")
+    yield own
+    await own.dispose()
+
+
+async def made(url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.drop_all)
+        await connection.run_sync(Base.metadata.create_all)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("how", ["provided", "sessionmaker"])
+async def test_a_handlers_work_is_committed_with_its_message(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine, how: str
+) -> None:
+    maker = async_sessionmaker(own)
+    if how == "provided":
+        ledger.bus.provide(AsyncSession, maker, per="message")
+
+    @ledger.payments.handler(within=AsyncSession if how == "provided" else maker)
+    async def write(amount: int, session: AsyncSession) -> None:
+        session.add(Payment(amount=amount))  # what is not flushed yet goes too
+        await ledger.shop.orders.send(amount, within=session)
+
+    async with ledger.bus.handling():
+        await ledger.payments.send_many(list(range(20)))
+        await ledger.until(engine, list(range(20)))
+        assert sorted(await ledger.shop.arrived(20)) == list(range(20))
+
+
+async def test_a_handler_that_fails_leaves_nothing_of_its_work_and_of_what_it_sent(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine
+) -> None:
+    @ledger.payments.handler(within=async_sessionmaker(own))
+    async def write(amount: int, session: AsyncSession) -> bool:
+        session.add(Payment(amount=amount))
+        await session.flush()
+        await ledger.shop.orders.send(amount, within=session)
+        if amount == 1:
+            raise ValueError("rolled back")
+        return amount != 2
+
+    async with ledger.bus.handling():
+        await ledger.payments.send_many([1, 2, 3])
+        await ledger.until(engine, [3])
+        assert await ledger.shop.arrived(1) == [3]
+        while len(await ledger.dead()) < 2:
+            await asyncio.sleep(0.02)
+        assert await ledger.shop.nothing_waits()
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg"])
+async def test_a_worker_whose_claim_was_taken_over_cannot_commit(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine
+) -> None:
+    taken: list[str] = []
+
+    @ledger.payments.handler(within=async_sessionmaker(own))
+    async def write(amount: int, session: AsyncSession) -> None:
+        session.add(Payment(amount=amount))
+        await ledger.shop.orders.send(amount, within=session)
+
+    async def take_over(name: str) -> None:
+        """Between the handler's work and DONE another worker handles the message to its end."""
+        if name == "within.effect" and not taken:
+            assert ledger.bus.running is not None
+            (hand,) = ledger.bus.running.receivers["payments"]._pipeline.holding
+            assert ledger.bus.idempotency is not None
+            assert await ledger.bus.idempotency.complete([(hand.token, 60.0)]) == [True]
+            taken.append(hand.token)
+
+    points.hook = take_over
+    try:
+        async with ledger.bus.handling():
+            await ledger.payments.send(7)
+            async with asyncio.timeout(10):
+                while not taken:
+                    await asyncio.sleep(0.02)
+            await ledger.until(engine, [])
+            assert await ledger.shop.nothing_waits()
+    finally:
+        points.hook = None
+
+
+async def test_a_handler_that_ends_the_transaction_itself_is_refused(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine
+) -> None:
+    @ledger.payments.handler(within=async_sessionmaker(own), retry=never())
+    async def write(amount: int, session: AsyncSession) -> None:
+        await session.commit()
+
+    async with ledger.bus.handling():
+        await ledger.payments.send(1)
+        (reason,) = await ledger.dead()
+        assert "ended inside the handler" in reason
+
+
+async def test_a_database_rule_that_refuses_the_commit_is_the_handlers_failure(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine
+) -> None:
+    @ledger.payments.handler(within=async_sessionmaker(own), retry=never())
+    async def write(amount: int, session: AsyncSession) -> None:
+        session.add_all([Payment(id=1, amount=amount), Payment(id=1, amount=amount)])
+
+    async with ledger.bus.handling():
+        await ledger.payments.send(1)
+        (reason,) = await ledger.dead()
+        assert "IntegrityError" in reason
+
+
+async def test_the_server_ends_an_idle_handlers_transaction_within_the_lease(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    ledger = Ledger(postgresql_server.schema())
+    said: list[str] = []
+    async for engine in made(f"postgresql+asyncpg://{ledger.shop.database}"):
+
+        @ledger.payments.handler(within=async_sessionmaker(engine), lease=7)
+        async def write(amount: int, session: AsyncSession) -> None:
+            said.append(await session.scalar(text("SHOW idle_in_transaction_session_timeout")) or "")
+
+        async with ledger.bus.handling():
+            await ledger.payments.send(1)
+            await ledger.until(engine, [])
+        assert said == ["7s"]
+        async with AsyncSession(engine) as session:
+            assert await session.scalar(text("SHOW idle_in_transaction_session_timeout")) == "0"
+
+
+# ------------------------------------------------------------------------------------------------------- plain sessions
+
+
+@pytest.mark.parametrize("plain_scheme", PLAIN)
+@pytest.mark.parametrize("how", ["provided", "sessionmaker"])
+async def test_a_plain_functions_plain_session_is_handled_in_threads(
+    ledger: Ledger, engine: AsyncEngine, plain_scheme: str, how: str
+) -> None:
+    own = create_engine(f"{plain_scheme}://{ledger.shop.database}")
+    maker = sessionmaker(own)
+    if how == "provided":
+        ledger.bus.provide(Session, maker, per="message")
+
+    @ledger.payments.handler(within=Session if how == "provided" else maker)
+    def write(amount: int, session: Session) -> bool:
+        session.add(Payment(amount=amount))
+        ledger.bus.blocking.send(ledger.shop.orders, amount, within=session)
+        return amount >= 0
+
+    try:
+        async with ledger.bus.handling():
+            await ledger.payments.send_many([1, 2, -3, 4])
+            await ledger.until(engine, [1, 2, 4])
+            assert sorted(await ledger.shop.arrived(3)) == [1, 2, 4]
+    finally:
+        own.dispose()
+
+
+# ------------------------------------------------------------------------------------------------- refused at the start
+
+
+async def starting(bus: Bus) -> None:
+    async with bus.handling():
+        raise AssertionError("it handles")
+
+
+async def test_a_session_of_another_database_is_refused_before_anything_is_handled(
+    postgresql_server: PostgresqlServer, tmp_path: Path
+) -> None:
+    ledger = Ledger(postgresql_server.schema())
+    async for engine in made(postgresql_server.database().replace("://", "+asyncpg://", 1)):
+
+        @ledger.payments.handler(within=async_sessionmaker(engine))
+        async def write(amount: int, session: AsyncSession) -> None: ...
+
+        with pytest.raises(ConfigurationError, match="storage="):
+            await starting(ledger.bus)
+
+
+async def test_what_cannot_work_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/bus.db?library=sqlite3"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/bus.db")
+    plain = create_engine(f"sqlite:///{tmp_path}/bus.db")
+
+    def bus_with(within: Any, function: Any, provide: Any = None, per: Any = "message") -> Bus:
+        bus = Bus(url)
+        if provide is not None:
+            bus.provide(within, provide, per=per)
+        bus.queue("payments", int).handler(within=within)(function)
+        return bus
+
+    async def with_async(amount: int, session: AsyncSession) -> None: ...
+
+    def plainly_with_async(amount: int, session: AsyncSession) -> None: ...
+
+    async def with_plain(amount: int, session: Session) -> None: ...
+
+    makers = async_sessionmaker(engine)
+    with pytest.raises(NotSupported, match=r"bus\.provide\(AsyncSession"):
+        await starting(bus_with(AsyncSession, with_async))
+    with pytest.raises(ConfigurationError, match=r"per='message'"):
+        await starting(bus_with(AsyncSession, with_async, makers, "process"))
+    with pytest.raises(ConfigurationError, match="async def"):
+        await starting(bus_with(makers, plainly_with_async))
+    with pytest.raises(ConfigurationError, match="without async"):
+        await starting(bus_with(sessionmaker(plain), with_plain))
+    with pytest.raises(ConfigurationError, match=r"bus\.provide"):
+        await starting(bus_with(functools.partial(makers), with_async))
+    await engine.dispose()
+    plain.dispose()
