@@ -162,7 +162,7 @@ async def test_a_worker_whose_claim_was_taken_over_cannot_commit(
         """Between the handler's work and DONE another worker handles the message to its end."""
         if name == "within.effect" and not taken:
             assert ledger.bus.running is not None
-            (hand,) = ledger.bus.running.receivers["payments"]._pipeline.holding
+            (hand,) = ledger.bus.running.receivers["payments"].at_work
             assert ledger.bus.idempotency is not None
             assert await ledger.bus.idempotency.complete([(hand.token, 60.0)]) == [True]
             taken.append(hand.token)
