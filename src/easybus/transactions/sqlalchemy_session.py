@@ -11,7 +11,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError, UnboundExecutionError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    PendingRollbackError,
+    UnboundExecutionError,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
@@ -124,7 +130,7 @@ class SqlalchemyTransaction:
         try:
             self._given.commit()
         except DBAPIError as error:
-            if error.orig is not None and refuses_commit(error.orig):
+            if isinstance(error, IntegrityError) or (error.orig is not None and refuses_commit(error.orig)):
                 raise
             raise Unavailable(f"the commit was not confirmed: {error}") from error
 
