@@ -206,6 +206,53 @@ async def test_a_database_rule_that_refuses_the_commit_is_the_handlers_failure(
         assert "IntegrityError" in reason
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg"])
+async def test_a_connection_lost_at_the_commit_has_one_effect(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine
+) -> None:
+    begun: list[int] = []
+
+    @ledger.payments.handler(within=async_sessionmaker(own), lease=1)
+    async def write(amount: int, session: AsyncSession) -> None:
+        begun.append(await session.scalar(text("SELECT pg_backend_pid()")) or 0)
+        session.add(Payment(amount=amount))
+
+    async def cut(name: str) -> None:
+        if name == "within.done" and len(begun) == 1:
+            async with AsyncSession(engine) as session:
+                await session.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": begun[0]})
+
+    points.hook = cut
+    try:
+        async with ledger.bus.handling():
+            await ledger.payments.send(7)
+            await ledger.until(engine, [7])
+    finally:
+        points.hook = None
+    assert len(begun) == 2
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg"])
+async def test_a_provider_that_begins_and_commits_by_itself_will_do(
+    ledger: Ledger, engine: AsyncEngine, own: AsyncEngine
+) -> None:
+    async def session() -> AsyncIterator[AsyncSession]:
+        async with async_sessionmaker(own).begin() as session:
+            yield session
+
+    ledger.bus.provide(AsyncSession, session, per="message")
+
+    @ledger.payments.handler(within=AsyncSession, retry=never())
+    async def write(amount: int, session: AsyncSession) -> bool:
+        session.add(Payment(amount=amount))
+        await session.flush()
+        return amount > 0
+
+    async with ledger.bus.handling():
+        await ledger.payments.send_many([1, -1, 2])
+        await ledger.until(engine, [1, 2])
+
+
 async def test_the_server_ends_an_idle_handlers_transaction_within_the_lease(
     postgresql_server: PostgresqlServer,
 ) -> None:
