@@ -121,7 +121,7 @@ class Opening:
                 return
         raise ConfigurationError(
             f"within={self.kind.__name__}: its database is not the bus's storage, so DONE could not be written in the "
-            "same transaction; write Bus(url, storage='URL of that database')"
+            "same transaction; write Bus(url, storage='URL of that database'), in a test bus.testing(storage=...)"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from tests.servers.postgresql import PostgresqlServer
@@ -298,6 +298,27 @@ async def test_a_plain_functions_plain_session_is_handled_in_threads(
             assert sorted(await ledger.shop.arrived(3)) == [1, 2, 4]
     finally:
         own.dispose()
+
+
+async def test_in_a_test_the_session_is_provided_on_the_tests_own_file(tmp_path: Path) -> None:
+    ledger = Ledger("postgresql://nobody@nowhere.example/shop")
+    ledger.bus.provide(AsyncSession, lambda: 1 / 0, per="message")
+
+    @ledger.payments.handler(within=AsyncSession)
+    async def write(amount: int, session: AsyncSession) -> None:
+        session.add(Payment(amount=amount))
+
+    async for engine in made(f"sqlite+aiosqlite:///{tmp_path}/test.db"):
+        provide = {AsyncSession: async_sessionmaker(engine)}
+        url = f"sqlite:///{tmp_path}/test.db?library=sqlite3"
+        async with ledger.bus.testing(storage=url, provide=provide) as testing:
+            await ledger.payments.send(7)
+            await testing.drain()
+            async with AsyncSession(engine) as session:
+                assert (await session.scalars(select(Payment.amount))).all() == [7]
+        with pytest.raises(ConfigurationError, match=r"bus\.testing\(storage="):
+            async with ledger.bus.testing(provide=provide):
+                pass
 
 
 # ------------------------------------------------------------------------------------------------- refused at the start
