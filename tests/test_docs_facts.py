@@ -55,9 +55,14 @@ EXAMPLES = {
     "mysql": "mysql://localhost/shop",
     "redis": "redis://localhost",
     "amqp": "amqp://localhost",
+    "nats": "nats://localhost",
 }
 """By scheme: of each room its first."""
-DEPENDS = {("redis", "durable"): "as `appendfsync` says"}
+DEPENDS = {
+    ("redis", "durable"): "as `appendfsync` says",
+    ("nats", "durable"): "as `sync_interval` says",
+    ("nats", "max_body"): "1 KiB under `max_payload`",
+}
 """By engine and capability: what only an open one knows."""
 
 

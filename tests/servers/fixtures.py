@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from .mariadb import MariadbServer
+from .nats import NatsServer
 from .postgresql import PostgresqlServer
 from .rabbitmq import RabbitmqServer
 from .redis import RedisServer
@@ -14,6 +15,8 @@ from .redis import RedisServer
 __all__ = [
     "mariadb_server",
     "mariadb_started",
+    "nats_server",
+    "nats_started",
     "postgresql_server",
     "postgresql_started",
     "rabbitmq_server",
@@ -39,6 +42,24 @@ def mariadb_server(mariadb_started: MariadbServer) -> MariadbServer:
     mariadb_started.thaw()
     mariadb_started.start()
     return mariadb_started
+
+
+@pytest.fixture(scope="session")
+def nats_started() -> Iterator[NatsServer]:
+    server = NatsServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def nats_server(nats_started: NatsServer) -> NatsServer:
+    """A running server; up again, whatever the test before has done to it."""
+    nats_started.thaw()
+    nats_started.start()
+    return nats_started
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ ENGINES: Mapping[str, tuple[str, str]] = {
     "rediss+sentinel": ("redis", "redis"),
     "amqp": ("rabbitmq", "rabbitmq"),
     "amqps": ("rabbitmq", "rabbitmq"),
+    "nats": ("nats", "nats"),
+    "tls": ("nats", "nats"),
 }
 
 

@@ -1,0 +1,109 @@
+"""The server's JetStream API: streams, consumers, and the time that it tells."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from nats.aio.msg import Msg
+
+from ...errors import ConfigurationError, Unavailable
+from .failures import JetStreamError, refused
+from .link import Link
+
+__all__ = ["Api", "status"]
+
+SCHEDULES = (2, 12)
+"""The server's version from which it delivers at a time."""
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def status(message: Msg) -> str:
+    """The status of a message without a body, such as 503 where nobody listens; else empty."""
+    return (message.headers or {}).get("Status", "")
+
+
+class Api:
+    """Requests to the server. Each raises `Unavailable` without an answer, and `JetStreamError` for a refusal."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self._at = 0.0
+        self._span = (0.0, 0.0)
+
+    async def request(self, subject: str, content: Any = None) -> dict[str, Any]:
+        """One request's answer."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        payload = b"" if content is None else _encode(content)
+        [answer] = await self.link.ask([(f"$JS.API.{subject}", payload, None)])
+        if answer is None:
+            raise self.link.silent(subject)
+        if status(answer) == "503":
+            raise self._off()
+        said: dict[str, Any] = _decode(answer.data)
+        if "error" in said:
+            raise JetStreamError(said["error"])
+        if "ts" in said:
+            self._at = loop.time()
+            moment = datetime.fromisoformat(said["ts"]).timestamp()
+            self._span = (moment - self._at, moment - began)
+        return said
+
+    async def check(self) -> None:
+        """Whether the server has JetStream. Raises `ConfigurationError`, `Unavailable`."""
+        try:
+            await self.request("INFO")
+        except JetStreamError as error:
+            if error.code in (10039, 10076):
+                raise ConfigurationError(
+                    f"{self.link.address.url}: {error}: enable JetStream for the account"
+                ) from None
+            raise refused(error, self.link.address.url) from error
+
+    def _off(self) -> ConfigurationError | Unavailable:
+        if self.link.info.get("jetstream"):  # it is only starting, or without a leader
+            return Unavailable(f"{self.link.address.url}: JetStream does not answer yet")
+        return ConfigurationError(
+            f"{self.link.address.url}: JetStream is off: start the server with -js, or with a jetstream block in its "
+            "configuration"
+        )
+
+    @property
+    def schedules(self) -> bool:
+        """Whether the server is new enough to deliver at a time."""
+        return _version(self.version) >= SCHEDULES
+
+    @property
+    def version(self) -> str:
+        """The server's."""
+        return str(self.link.info.get("version", "0"))
+
+    # ------------------------------------------------------------------------------------------ the server's time
+
+    def latest(self) -> float:
+        """The server's time, in seconds since 1970, as late as it can be now."""
+        return asyncio.get_running_loop().time() + self._span[1]
+
+    async def earliest(self, stream: str) -> float:
+        """The server's time, as early as it can be now; asked for where what is known is older than 10 seconds."""
+        if asyncio.get_running_loop().time() - self._at > 10.0:
+            await self.stream_info(stream)
+        return asyncio.get_running_loop().time() + self._span[0]
+
+    # ------------------------------------------------------------------------------------------------- requests
+
+    async def stream_info(self, stream: str) -> dict[str, Any]:
+        return await self.request(f"STREAM.INFO.{stream}")
+
+    async def consumer_info(self, stream: str, consumer: str) -> dict[str, Any]:
+        return await self.request(f"CONSUMER.INFO.{stream}.{consumer}")
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0]
+    return (int(major) if major.isdecimal() else 0, int(minor) if minor.isdecimal() else 0)

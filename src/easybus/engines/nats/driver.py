@@ -1,0 +1,274 @@
+"""The driver. A lease lives at the server: it is the consumer's own, or what a put-back with a delay makes of it.
+
+A late ack is taken by NATS whoever holds the message by then, so nothing is fenced; what is past its lease by this
+process's own clock is neither put back, extended nor moved: it is another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from nats.aio.msg import Msg
+
+from ...errors import EasybusError, NotOpen, Refused, Unavailable
+from ..contract import (
+    Ack,
+    Binding,
+    Change,
+    DeclareQueue,
+    Delivery,
+    Extend,
+    Move,
+    Nack,
+    Publication,
+    QueueStats,
+    Settled,
+    Settlement,
+)
+from .api import Api
+from .failures import FOREIGN, NO_STREAM, JetStreamError, refused
+from .link import Call, Link
+from .names import CAPABILITIES, Names, capabilities, check_settlement, message_id
+from .publishing import DELAY, Publishing
+from .pulling import Gone, Puller, nak
+from .topology import ACK_WAIT, Topology, no_queue
+
+__all__ = ["NatsDriver"]
+
+_ACK = b"+ACK"
+_PURGE_PART = 500
+
+
+class Held:
+    """A delivery's receipt."""
+
+    __slots__ = ("ack", "deadline", "delivered", "sequence", "settled")
+
+    def __init__(self, ack: str, sequence: int, delivered: int, deadline: float) -> None:
+        self.ack = ack
+        """The subject that settles it."""
+        self.sequence = sequence
+        self.delivered = delivered
+        self.deadline = deadline
+        """The end of its lease, by the loop's clock."""
+        self.settled = False
+
+
+class NatsDriver:
+    """`Driver` on NATS JetStream."""
+
+    def __init__(self, link: Link) -> None:
+        self.caps = CAPABILITIES
+        self._link = link
+        self._names = Names(link.address.prefix)
+        self._api = Api(link)
+        self._topology = Topology(self._api, self._names)
+        self._publishing = Publishing(self._api, self._topology, self._names)
+        self._pullers: dict[str, tuple[Puller, float]] = {}
+        self._starting: dict[str, asyncio.Lock] = {}
+        link.on_lost.append(self._lost)
+
+    async def start(self) -> None:
+        """Look whether the server serves. Raises `ConfigurationError`, `Unavailable`."""
+        await self._api.check()
+        self.caps = capabilities(int(self._link.info.get("max_payload", 1 << 20)))
+
+    def _lost(self) -> None:
+        pullers, self._pullers = self._pullers, {}
+        self._topology.forget()
+        error = Unavailable(f"{self._link.address.url}: the connection was lost")
+        for puller, _ in pullers.values():
+            puller.fail(error)
+
+    async def stop(self) -> None:
+        """End every fetch."""
+        pullers, self._pullers = self._pullers, {}
+        error = NotOpen(f"{self._link.address.url} was closed")
+        await asyncio.gather(*(puller.stop(error) for puller, _ in pullers.values()))
+
+    # ----------------------------------------------------------------------------------------------------- topology
+
+    async def declare(self, changes: Sequence[Change]) -> None:
+        await self._topology.declare(changes)
+
+    async def drop(self, changes: Sequence[Change]) -> None:
+        await self._topology.drop(changes)
+        for change in changes:
+            if isinstance(change, DeclareQueue) and (standing := self._pullers.pop(change.name, None)) is not None:
+                await standing[0].stop(no_queue(change.name))
+
+    async def queues(self) -> list[DeclareQueue]:
+        snapshot = await self._topology.current()
+        return [DeclareQueue(name, delay) for name, delay in sorted(snapshot.queues.items())]
+
+    async def topics(self) -> list[tuple[str, list[Binding]]]:
+        snapshot = await self._topology.current()
+        return [
+            (topic, [Binding(topic, queue, pattern) for queue, pattern in bound])
+            for topic, bound in sorted(snapshot.document.topics.items())
+        ]
+
+    async def stats(self, queue: str) -> QueueStats:
+        """Ready is what was never delivered; what was put back counts as in flight until it is delivered again."""
+        stream = self._names.stream(queue)
+        try:
+            info = await self._api.consumer_info(stream, self._names.consumer)
+            state = (await self._api.stream_info(stream))["state"]
+        except JetStreamError as error:
+            raise self._missing(queue, error) from error
+        ready, in_flight = info["num_pending"], info["num_ack_pending"]
+        return QueueStats(ready, in_flight, max(0, state["messages"] - ready - in_flight))
+
+    async def purge(self, queue: str) -> int:
+        """What waits for its own time at the server goes at once; what is ready is fetched and acked, since a purge
+        of the stream would take what is in flight."""
+        stream = self._names.stream(queue)
+        try:
+            said = await self._api.request(f"STREAM.PURGE.{stream}", {"filter": self._names.delayed(queue)})
+        except JetStreamError as error:
+            raise self._missing(queue, error) from error
+        total: int = said["purged"]
+        while messages := await self._take(queue, _PURGE_PART, 0.0):
+            await self._link.ask([(message.reply, _ACK, None) for message in messages])
+            total += len(messages)
+        return total
+
+    def _missing(self, queue: str, error: JetStreamError) -> EasybusError:
+        return no_queue(queue) if error.code == NO_STREAM else refused(error, self._link.address.url)
+
+    # --------------------------------------------------------------------------------------------------- publishing
+
+    async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+        return await self._publishing.publish(batch, self.caps.max_body)
+
+    # ----------------------------------------------------------------------------------------------------- consuming
+
+    async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait
+        while True:
+            messages = await self._take(queue, limit, max(0.0, end - loop.time()))
+            if not messages:
+                return []
+            try:
+                if found := await self._due(queue, messages, lease):
+                    return found
+            except BaseException:
+                if queue in self._pullers:
+                    self._pullers[queue][0].back(messages)
+                raise
+
+    async def _take(self, queue: str, limit: int, wait: float) -> list[Msg]:
+        for last in (False, True):
+            puller, _ = await self._puller(queue)
+            try:
+                return await puller.take(limit, wait)
+            except Gone:
+                if self._pullers.get(queue, (None,))[0] is puller:
+                    del self._pullers[queue]
+                    await puller.stop(Unavailable(f"{self._link.address.url}: queue {queue!r} was made anew"))
+                if last:
+                    raise await self._publishing.absent(queue) from None
+        return []
+
+    async def _puller(self, queue: str) -> tuple[Puller, float]:
+        standing = self._pullers.get(queue)
+        if standing is not None:
+            return standing
+        async with self._starting.setdefault(queue, asyncio.Lock()):
+            standing = self._pullers.get(queue)
+            if standing is not None:
+                return standing
+            stream = self._names.stream(queue)
+            try:
+                info = await self._topology.ensure_consumer(queue)
+            except JetStreamError as error:
+                raise self._missing(queue, error) from error
+            puller = Puller(self._link, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self._names.consumer}")
+            try:
+                await puller.start()
+            except FOREIGN as error:
+                raise Unavailable(f"{self._link.address.url}: {error}") from error
+            self._pullers[queue] = standing = (puller, info["config"].get("ack_wait", ACK_WAIT * 1e9) / 1e9)
+        return standing
+
+    async def _due(self, queue: str, messages: Sequence[Msg], lease: float) -> list[Delivery]:
+        """Those that may be seen, under their lease; the others go back until they may."""
+        _, standing = self._pullers.get(queue, (None, 0.0))
+        deadline = asyncio.get_running_loop().time() + lease
+        found: list[Delivery] = []
+        for message in messages:
+            delivered, sequence, stored = _told(message.reply)
+            attempt = delivered
+            if message.headers and DELAY in message.headers:
+                attempt = max(1, delivered - 1)  # the first was too early
+                early = stored + float(message.headers[DELAY]) - await self._api.earliest(self._names.bucket)
+                if early > 0:
+                    await self._link.send(message.reply, nak(early))
+                    continue
+            if lease != standing:
+                await self._link.send(message.reply, nak(lease))
+            held = Held(message.reply, sequence, delivered, deadline)
+            found.append(Delivery(queue, message.data, attempt, held))
+        return found
+
+    # ------------------------------------------------------------------------------------------------------ settling
+
+    async def settle(self, queue: str, batch: Sequence[Settlement]) -> list[Settled]:
+        for item in batch:
+            check_settlement(item, self.caps.max_body)
+        now = asyncio.get_running_loop().time()
+        results = [Settled.UNKNOWN] * len(batch)
+        calls: list[Call] = []
+        asked: list[int] = []
+        moved = await self._move(queue, [item for item in batch if isinstance(item, Move) and _live(item, now)])
+        for at, item in enumerate(batch):
+            held: Held = item.delivery.receipt
+            if held.settled or not (isinstance(item, Ack) or _live(item, now)):
+                results[at] = Settled.STALE
+                continue
+            if isinstance(item, Extend):
+                held.deadline = now + item.lease
+                calls.append((held.ack, nak(item.lease), None))
+            elif isinstance(item, Move) and held not in moved:
+                continue  # its lease will tell
+            else:
+                held.settled = True
+                calls.append((held.ack, nak(item.delay) if isinstance(item, Nack) else _ACK, None))
+            asked.append(at)
+        for at, answer in zip(asked, await self._link.ask(calls), strict=True):
+            if answer is not None and not answer.headers:
+                results[at] = Settled.DONE
+            elif not isinstance(batch[at], Extend):
+                batch[at].delivery.receipt.settled = False  # it may be tried again
+        return results
+
+    async def _move(self, queue: str, moves: Sequence[Move]) -> set[Held]:
+        """Publish the copies; returns the receipts of those that are confirmed. Sent again, a copy is the same."""
+        moves = list({item.delivery.receipt: item for item in moves if not item.delivery.receipt.settled}.values())
+        calls: list[Call] = []
+        for item in moves:
+            held: Held = item.delivery.receipt
+            identity = f"{message_id(item.dedupe_id)}/{held.sequence}/{held.delivered}"
+            calls.append(await self._publishing.move(queue, item.body, item.delay, identity))
+        confirmed: set[Held] = set()
+        for item, answer in zip(moves, await self._link.ask(calls), strict=True):
+            error = self._publishing.failure(answer)
+            if isinstance(error, Refused):
+                raise error
+            if error is None:
+                confirmed.add(item.delivery.receipt)
+        return confirmed
+
+
+def _live(item: Settlement, now: float) -> bool:
+    return now < item.delivery.receipt.deadline
+
+
+def _told(reply: str) -> tuple[int, int, float]:
+    """What a message's reply subject says: how often it was delivered, its sequence, when it was stored."""
+    # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>.<pending>; with a domain two tokens come before
+    tokens = reply.split(".")
+    at = 4 if len(tokens) < 11 else 6
+    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 3]) / 1e9

