@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import datetime
 from typing import Any
 
@@ -47,9 +48,9 @@ class Api:
         said: dict[str, Any] = _decode(answer.data)
         if "error" in said:
             raise JetStreamError(said["error"])
-        if "ts" in said:
+        if "state" in said:  # a stream's; servers before 2.10 do not tell the time
             self._at = loop.time()
-            moment = datetime.fromisoformat(said["ts"]).timestamp()
+            moment = datetime.fromisoformat(said["ts"]).timestamp() if "ts" in said else time.time()
             self._span = (moment - self._at, moment - began)
         return said
 

@@ -129,19 +129,24 @@ class Link:
         async def lost() -> None:
             self._lose(client)
 
+        problems: list[Exception] = []
+
         async def failed(error: Exception) -> None:
+            problems.append(error)
+            del problems[:-1]
             self._said = str(error)  # such as a missing permission; never holds a password
             _logger.debug("%s: %s", self.address.url, error)
 
         any_client: Any = client
-        await any_client.connect(
+        connecting = any_client.connect(
             [host],
             name="easybus",
             error_cb=failed,
             disconnected_cb=lost,
             closed_cb=lost,
             allow_reconnect=False,
-            max_reconnect_attempts=0,
+            max_reconnect_attempts=1,  # none would mean: for ever
+            reconnect_time_wait=0,
             connect_timeout=self.address.timeout,
             ping_interval=3600,  # `_watch` looks itself: the library would wait for a dead peer to take its goodbye
             pending_size=_PENDING,
@@ -149,6 +154,10 @@ class Link:
             skip_subject_validation=True,
             **self.address.login,
         )
+        try:
+            await connecting
+        except nats.errors.NoServersError as error:
+            raise (problems[-1] if problems else error) from None
         inbox: str = client.new_inbox()
         await self.listen(client, f"{inbox}.*", self._answered)
         await client.flush(timeout=int(self.address.timeout) + 1)

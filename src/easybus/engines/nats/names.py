@@ -36,7 +36,7 @@ CAPABILITIES = Capabilities(
     counts_routes=True,
     lists_queues=True,
 )
-_LONGEST = 200
+_LONGEST = 201
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 _MAX_ID = 300
 

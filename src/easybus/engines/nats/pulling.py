@@ -84,7 +84,7 @@ class Puller:
         """Fail every take with `error`, and listen no more."""
         self.fail(error)
         if self._subscription is not None and not self._client.is_closed:
-            with contextlib.suppress(FOREIGN):
+            with contextlib.suppress(*FOREIGN):
                 await self._subscription.unsubscribe()
 
     def fail(self, error: EasybusError) -> None:

@@ -1,0 +1,74 @@
+"""A TCP proxy that a test cuts, at once or after so many bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from tests.servers import HOST
+
+
+class Proxy:
+    """Between a client and a server."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.budget: int | None = None
+        """Bytes from the client that still pass before the connection is cut; None: any number."""
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return self._server.sockets[0].getsockname()[1]
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._serve, HOST, 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            there_reader, there_writer = await asyncio.open_connection(HOST, self._target)
+            self._writers |= {writer, there_writer}
+            await asyncio.gather(
+                self._pass(reader, there_writer, from_client=True), self._pass(there_reader, writer, from_client=False)
+            )
+        except OSError:
+            writer.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if from_client and self.budget is not None:
+                    data = data[: self.budget]
+                    self.budget -= len(data)
+                    writer.write(data)
+                    if not self.budget:
+                        await writer.drain()
+                        await asyncio.sleep(0.02)  # what passed is to reach the server
+                        self.budget = None
+                        self.cut()
+                        return
+                    continue
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()

@@ -1,0 +1,208 @@
+"""What lies at the server, when it comes, and what its duplicate filter drops."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.servers.nats import NatsServer
+from tests.unit.engines.nats.conftest import Opener
+
+from easybus.engines.contract import (
+    Ack,
+    Binding,
+    DeclareQueue,
+    Driver,
+    Extend,
+    Move,
+    Nack,
+    Publication,
+    Settled,
+)
+from easybus.errors import NotDeclared
+from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
+
+
+def to_queue_once(name: str, body: bytes, id: str, delay: float | None = None) -> Publication:
+    return Publication(to_topic=False, name=name, body=body, delay=delay, dedupe_id=id)
+
+
+async def test_a_send_that_is_sent_again_is_there_once(driver: Driver) -> None:
+    await topology(driver, ["emails"])
+    for delay in (None, None, 0.2, 1.5):
+        await publish(driver, [to_queue_once("emails", b"x", "one id", delay)])
+    assert await drain(driver, "emails", 2.0) == [b"x"]
+
+
+async def test_a_delayed_send_that_is_sent_again_is_there_once(driver: Driver) -> None:
+    await topology(driver, ["emails"])
+    for _ in range(3):
+        await publish(driver, [to_queue_once("emails", b"x", "id", 1.1)])
+    assert await drain(driver, "emails", 1.8) == [b"x"]
+
+
+async def test_a_retry_that_keeps_its_id_is_not_swallowed(driver: Driver) -> None:
+    await topology(driver, ["emails"])
+    await publish(driver, [to_queue_once("emails", b"r0", "a")])
+    for number in range(1, 4):
+        (one,) = await receive(driver, "emails", 1, ack=False)
+        delay = (0.0, 0.1, 1.1)[number - 1]
+        assert await driver.settle("emails", [Move(one, b"r%d" % number, delay, "a")]) == [Settled.DONE]
+    assert await drain(driver, "emails", 2.0) == [b"r3"]
+
+
+async def test_ids_that_differ_by_spaces_or_line_ends_are_two(driver: Driver) -> None:
+    await topology(driver, ["emails"])
+    ids = ["a", "a ", " a", "a\n", "a\r\nNats-Rollup: all", "é", "e\u0301"]
+    await publish(driver, [to_queue_once("emails", one.encode(), one) for one in ids])
+    assert await drain(driver, "emails") == sorted(one.encode() for one in ids)
+
+
+async def test_a_topic_send_reaches_every_queue_whatever_its_id(driver: Driver) -> None:
+    await topology(driver, ["one", "two", "three"], "orders")
+    send = Publication(to_topic=True, name="orders", body=b"x", dedupe_id="same")
+    assert await driver.publish([send, send]) == [3, 3]
+    for queue in ("one", "two", "three"):
+        assert await drain(driver, queue) == [b"x"]
+
+
+async def test_a_topic_send_that_fails_half_way_is_completed_by_sending_it_again(
+    driver: Driver, nats_server: NatsServer
+) -> None:
+    await topology(driver, ["kept", "lost"], "orders")
+    await driver._api.request(f"STREAM.DELETE.{driver._names.stream('lost')}")  # type: ignore[attr-defined]
+    send = Publication(to_topic=True, name="orders", body=b"x", dedupe_id="id")
+    (failed,) = await driver.publish([send])
+    assert isinstance(failed, NotDeclared)
+    await topology(driver, ["kept", "lost"], "orders")
+    assert await driver.publish([send]) == [2]
+    assert await drain(driver, "kept") == [b"x"]
+    assert await drain(driver, "lost") == [b"x"]
+
+
+async def test_what_was_deleted_at_the_server_is_not_declared_until_it_is_again(driver: Driver) -> None:
+    await topology(driver, ["emails"], "orders")
+    waiting = asyncio.create_task(driver.fetch("emails", 1, 10.0, 30.0))
+    await asyncio.sleep(0.2)
+    for stream in (driver._names.stream("emails"), driver._names.bucket):  # type: ignore[attr-defined]
+        await driver._api.request(f"STREAM.DELETE.{stream}")  # type: ignore[attr-defined]
+    async with asyncio.timeout(8.0):
+        with pytest.raises(NotDeclared):
+            await waiting
+    (result,) = await driver.publish([to_queue("emails", b"x")])
+    assert isinstance(result, NotDeclared)
+    await topology(driver, ["emails"], "orders")
+    await publish(driver, [to_queue("emails", b"y")])
+    assert await drain(driver, "emails") == [b"y"]
+
+
+async def test_delays_are_never_early_and_p99_is_within_300_ms(driver: Driver) -> None:
+    await topology(driver, ["later"])
+    chance = random.Random(7)
+    delays = [chance.choice([0.05, 0.2, 0.9, 1.0, 1.3, chance.uniform(0.1, 3.0)]) for _ in range(200)]
+    began = time.time()
+    await publish(driver, [to_queue("later", b"%f" % delay, delay) for delay in delays])
+    confirmed = time.time()
+    late: list[float] = []
+    async with asyncio.timeout(10.0):
+        while len(late) < len(delays):
+            batch = await driver.fetch("later", 20, 2.0, 30.0)
+            now = time.time()
+            for one in batch:
+                assert now - began >= float(one.body) - 0.005, f"{float(one.body)} s came after {now - began} s"
+                late.append(now - confirmed - float(one.body))
+            await driver.settle("later", [Ack(one) for one in batch])
+    assert sorted(late)[int(len(late) * 0.99) - 1] <= 0.35
+
+
+async def test_a_lease_is_as_long_as_was_asked_and_as_an_extension_says(driver: Driver) -> None:
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"x")])
+    began = time.monotonic()
+    (one,) = await receive(driver, "work", 1, ack=False, lease=7.0)  # longer than the consumer's own
+    assert await driver.fetch("work", 1, 5.6, 30.0) == []
+    assert await driver.settle("work", [Extend(one, 0.5)]) == [Settled.DONE]
+    await receive(driver, "work", 1, within=2.0)
+    assert 6.0 <= time.monotonic() - began <= 7.0
+
+
+async def test_past_its_lease_only_an_ack_is_sent(driver: Driver) -> None:
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"x")])
+    (late,) = await receive(driver, "work", 1, ack=False, lease=0.2)
+    (holder,) = await receive(driver, "work", 1, ack=False)
+    for settlement in (Nack(late), Extend(late, 0.1), Move(late, b"copy", 0.0)):
+        assert await driver.settle("work", [settlement]) == [Settled.STALE]
+    assert await driver.fetch("work", 1, 0.4, 30.0) == []
+    assert await driver.settle("work", [Ack(holder)]) == [Settled.DONE]
+
+
+async def test_two_prefixes_do_not_see_each_other(driver: Driver, nats_server: NatsServer, opened: Opener) -> None:
+    other = await opened(nats_server.prefix())
+    await topology(driver, ["emails"], "orders")
+    assert await other.queues() == []
+    await topology(other, ["emails"], "orders")
+    await publish(driver, [to_queue("emails", b"x")])
+    assert await drain(other, "emails") == []
+    assert await drain(driver, "emails") == [b"x"]
+
+
+async def test_stats_count_what_is_ready_held_and_delayed(driver: Driver) -> None:
+    await topology(driver, ["emails"])
+    await publish(driver, [to_queue("emails", b"x", delay) for delay in (None, None, None, 60.0, 60.0)])
+    await receive(driver, "emails", 1, ack=False)
+    stats = await driver.stats("emails")
+    assert stats.delayed == 2
+    assert (stats.ready or 0) + (stats.in_flight or 0) == 3
+    assert stats.in_flight
+
+
+CHILD = """
+import asyncio, sys
+from easybus.clock import SystemClock
+from easybus.engines.contract import Binding, DeclareQueue, DeclareTopic, Publication
+from easybus.engines.registry import create
+
+async def main(url, name):
+    engine = create(url, SystemClock())
+    await engine.open()
+    driver = engine.driver
+    for number in range(20):
+        own = f"own {name} {number}"
+        await driver.declare([DeclareQueue("shared"), DeclareQueue(own), DeclareTopic("orders")])
+        await driver.declare([Binding("orders", "shared"), Binding("orders", own, f"{name}.{number}")])
+        sends = [
+            Publication(True, "orders", f"{name}.{number}.{at}".encode(), f"{name}.{number}")
+            for at in range(5)
+        ]
+        assert await driver.publish(sends) == [2] * 5
+    await engine.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_two_processes_that_declare_and_publish_at_once_lose_nothing(driver: Driver, url: str) -> None:
+    source = Path(__file__).parents[4] / "src"
+    names = ("a", "b")
+    children = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", CHILD, url, name, env={"PYTHONPATH": str(source)})
+        for name in names
+    ]
+    async with asyncio.timeout(30.0):
+        assert [await child.wait() for child in children] == [0, 0]
+    sent = sorted(f"{name}.{number}.{at}".encode() for name in names for number in range(20) for at in range(5))
+    assert await drain(driver, "shared") == sent
+    for name in names:
+        for number in range(20):
+            assert await drain(driver, f"own {name} {number}", 0.02) == sorted(
+                f"{name}.{number}.{at}".encode() for at in range(5)
+            )
+    bound = dict(await driver.topics())["orders"]
+    assert len(bound) == len(set(bound)) == 41
+    assert Binding("orders", "shared") in bound
+    assert DeclareQueue("own a 0") in await driver.queues()
