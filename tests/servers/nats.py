@@ -21,7 +21,13 @@ class NatsServer(Server):
     name = "nats"
 
     def __init__(
-        self, *, jetstream: bool = True, sync: bool = False, max_payload: int = 8 << 20, program: str | None = None
+        self,
+        *,
+        jetstream: bool = True,
+        sync: bool = False,
+        tls: bool = False,
+        max_payload: int = 8 << 20,
+        program: str | None = None,
     ) -> None:
         chosen = program or os.environ.get("EASYBUS_TEST_NATS")
         found = chosen or find_program("nats-server", folders=(sysconfig.get_path("scripts"),))
@@ -30,6 +36,7 @@ class NatsServer(Server):
         self._program = found
         self._jetstream = jetstream
         self._sync = sync
+        self._tls = tls
         self._max_payload = max_payload
         self._numbers = itertools.count(1)
         super().__init__()
@@ -44,7 +51,19 @@ class NatsServer(Server):
         if self._jetstream:
             syncing = {"sync_interval": "always"} if self._sync else {}
             settings["jetstream"] = {"store_dir": str(self.folder / "data")} | syncing
+        if self._tls:
+            key = str(self.folder / "key.pem")
+            self.run(
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=easybus"),
+                *("-addext", f"subjectAltName=IP:{HOST}", "-keyout", key, "-out", self.certificate),
+            )
+            settings["tls"] = {"cert_file": self.certificate, "key_file": key}
         (self.folder / "server.conf").write_text(json.dumps(settings, indent=1))
+
+    @property
+    def certificate(self) -> str:
+        """The file of its certificate, which is its own authority."""
+        return str(self.folder / "certificate.pem")
 
     def command(self) -> list[str]:
         return [self._program, "-c", str(self.folder / "server.conf")]
@@ -61,4 +80,5 @@ class NatsServer(Server):
 
     def url(self, password: str = PASSWORD) -> str:
         """The server's URL."""
-        return f"nats://{USER}:{password}@{HOST}:{self.port}"
+        scheme = "tls" if self._tls else "nats"
+        return f"{scheme}://{USER}:{password}@{HOST}:{self.port}"

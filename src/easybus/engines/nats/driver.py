@@ -84,6 +84,7 @@ class NatsDriver:
     async def stop(self) -> None:
         """End every fetch."""
         pullers, self._pullers = self._pullers, {}
+        self._starting.clear()
         error = NotOpen(f"{self._link.address.url} was closed")
         await asyncio.gather(*(puller.stop(error) for puller, _ in pullers.values()))
 
@@ -174,11 +175,11 @@ class NatsDriver:
 
     async def _puller(self, queue: str) -> tuple[Puller, float]:
         standing = self._pullers.get(queue)
-        if standing is not None:
+        if standing is not None and standing[0].serves:
             return standing
         async with self._starting.setdefault(queue, asyncio.Lock()):
             standing = self._pullers.get(queue)
-            if standing is not None:
+            if standing is not None and standing[0].serves:
                 return standing
             stream = self._names.stream(queue)
             try:

@@ -78,6 +78,7 @@ class Link:
         """Connect, and stay so. Raises `Unavailable`, `ConfigurationError`."""
         if self._keeper is not None:
             return
+        self._lost = asyncio.Event()  # of this loop
         await self._connect(first=True)
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
@@ -227,11 +228,15 @@ class Link:
                 async with asyncio.timeout(beat):
                     await self._lost.wait()
                 return
+            looking = asyncio.ensure_future(client.flush(timeout=int(beat) + 2))
             try:
-                async with asyncio.timeout(beat):
-                    await client.flush(timeout=int(beat) + 2)
-            except FOREIGN:
-                self._lose(client)
+                await asyncio.wait([looking], timeout=beat)
+                if not looking.done():
+                    await asyncio.sleep(0.05)  # if it was this loop that stood still, the answer is read now
+                if not looking.done() or looking.cancelled() or looking.exception() is not None:
+                    self._lose(client)
+            finally:
+                looking.cancel()
 
     # ----------------------------------------------------------------------------------------------- calls
 
@@ -242,7 +247,7 @@ class Link:
         except FOREIGN as error:
             raise Unavailable(f"{self.address.url}: {error}") from error
 
-    async def ask(self, calls: Sequence[Call], timeout: float | None = None) -> list[Msg | None]:
+    async def ask(self, calls: Sequence[Call]) -> list[Msg | None]:
         """Send these in their order; their answers, None where none came. Raises `Unavailable` before anything is
         sent."""
         client = self.client
@@ -250,21 +255,23 @@ class Link:
             return []
         asked, tokens = _Round(len(calls)), list[str]()
         base = f"{self._inbox}."
+        # No scope with a timeout: where its buffer is full, the client library swallows a cancellation.
+        timer = asyncio.get_running_loop().call_later(self.address.timeout, asked.end)
         try:
-            async with asyncio.timeout(self.address.timeout if timeout is None else timeout):
-                for at, (subject, payload, headers) in enumerate(calls):
-                    if client is not self._client:
-                        break
-                    self._number += 1
-                    token = f"{base}{self._number}"
-                    tokens.append(token)
-                    self._rounds[token] = (asked, at)
-                    await client.publish(subject, payload, reply=token, headers=headers)
-                if client is self._client:
-                    await asked.done
+            for at, (subject, payload, headers) in enumerate(calls):
+                if client is not self._client or asked.done.done():
+                    break
+                self._number += 1
+                token = f"{base}{self._number}"
+                tokens.append(token)
+                self._rounds[token] = (asked, at)
+                await client.publish(subject, payload, reply=token, headers=headers)
+            if client is self._client:
+                await asked.done
         except FOREIGN as error:
             _logger.debug("%s: %s", self.address.url, error)
         finally:
+            timer.cancel()
             for token in tokens:
                 self._rounds.pop(token, None)
         return asked.answers

@@ -80,6 +80,11 @@ class Puller:
         """Listen for answers."""
         self._subscription = await self._link.listen(self._client, f"{self._inbox}.*", self._arrived)
 
+    @property
+    def serves(self) -> bool:
+        """Whether its connection is the one that stands. Raises `Unavailable` while there is none."""
+        return self._failed is None and self._client is self._link.client
+
     async def stop(self, error: EasybusError) -> None:
         """Fail every take with `error`, and listen no more."""
         self.fail(error)

@@ -252,3 +252,51 @@ async def test_an_old_server_refuses_long_delays_and_keeps_all_else(opened: Open
         assert time.monotonic() - began >= 1.195
     finally:
         server.remove()
+
+
+async def test_a_fetch_that_begins_while_the_connection_is_made_anew_is_served_by_the_new_one(
+    proxy: Proxy, nats_server: NatsServer, opened: Opener, url: str
+) -> None:
+    driver = await opened(url.replace(f":{nats_server.port}", f":{proxy.port}"))
+    direct = await opened(url)
+    await topology(direct, ["emails"])
+    for number in range(15):
+        fetching = asyncio.create_task(driver.fetch("emails", 1, 5.0, 30.0))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        if number % 3:
+            await asyncio.sleep(0.0005 * number)
+        proxy.cut()
+        await publish(direct, [to_queue("emails", b"%d" % number)])
+        found = []
+        async with asyncio.timeout(8.0):
+            while not found:
+                try:
+                    found = await fetching
+                except Unavailable:
+                    await asyncio.sleep(0.02)
+                if not found:
+                    fetching = asyncio.create_task(driver.fetch("emails", 1, 5.0, 30.0))
+            settled = [Settled.UNKNOWN]
+            while settled == [Settled.UNKNOWN]:
+                try:
+                    settled = await driver.settle("emails", [Ack(found[0])])
+                except Unavailable:
+                    await asyncio.sleep(0.02)
+        assert found[0].body == b"%d" % number
+
+
+async def test_tls_is_spoken_and_an_unknown_authority_is_refused(opened: Opener) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate, and is not here")
+    server = NatsServer(tls=True)
+    try:
+        await asyncio.to_thread(server.start)
+        driver = await opened(f"{server.url()}?tls_ca={server.certificate}")
+        await topology(driver, ["emails"])
+        await publish(driver, [to_queue("emails", b"x")])
+        assert await drain(driver, "emails") == [b"x"]
+        with pytest.raises(ConfigurationError, match="tls_ca"):
+            await opened(server.url())
+    finally:
+        server.remove()
