@@ -10,6 +10,7 @@ ENGINES = {
     "mysql": "tests.servers.mariadb:MariadbServer",
     "redis": "tests.servers.redis:RedisServer",
     "rabbitmq": "tests.servers.rabbitmq:RabbitmqServer",
+    "nats": "tests.servers.nats:NatsServer",
 }
 
 

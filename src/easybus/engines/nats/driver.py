@@ -135,6 +135,26 @@ class NatsDriver:
             total += len(messages)
         return total
 
+    async def durability(self) -> list[str]:
+        """A sentence for each queue whose stream was set up to forget."""
+        found: list[str] = []
+        for queue in await self.queues():
+            try:
+                config = (await self._api.stream_info(self._names.stream(queue.name)))["config"]
+            except JetStreamError as error:
+                raise self._missing(queue.name, error) from error
+            if config.get("storage") == "memory":
+                found.append(
+                    f"stream {config['name']} lies in memory: what is in it is gone when its servers stop; "
+                    "make it anew with storage file"
+                )
+            if config.get("persist_mode") == "async":
+                found.append(
+                    f"stream {config['name']} confirms before it has written (persist_mode async): what was confirmed "
+                    "just before its server is killed may be lost; make it anew with persist_mode default"
+                )
+        return found
+
     def _missing(self, queue: str, error: JetStreamError) -> EasybusError:
         return no_queue(queue) if error.code == NO_STREAM else refused(error, self._link.address.url)
 

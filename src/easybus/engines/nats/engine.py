@@ -37,6 +37,10 @@ class NatsEngine:
             await self.close()
             raise
 
+    async def durability(self) -> list[str]:
+        """How often the server syncs, no client can read; what streams are, it can."""
+        return await self.driver.durability()
+
     async def close(self) -> None:
         await self.driver.stop()
         await self._link.close()

@@ -206,3 +206,17 @@ async def test_two_processes_that_declare_and_publish_at_once_lose_nothing(drive
     assert len(bound) == len(set(bound)) == 41
     assert Binding("orders", "shared") in bound
     assert DeclareQueue("own a 0") in await driver.queues()
+
+
+async def test_a_stream_that_was_set_up_to_forget_is_told(driver: Driver, opened: Opener) -> None:
+    await topology(driver, ["kept"])
+    api, names = driver._api, driver._names  # type: ignore[attr-defined]
+    subjects = [names.ready("lost"), names.delayed("lost")]
+    settings = {"name": names.stream("lost"), "subjects": subjects, "retention": "workqueue", "storage": "memory"}
+    await api.request(f"STREAM.CREATE.{names.stream('lost')}", settings)
+    await topology(driver, ["lost"])  # an operator's settings are left as they are
+    await publish(driver, [to_queue("lost", b"x", 1.0)])
+    assert await drain(driver, "lost", 1.8) == [b"x"]
+    (told,) = await driver.durability()  # type: ignore[attr-defined]
+    assert names.stream("lost") in told
+    assert "memory" in told
