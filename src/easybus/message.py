@@ -34,7 +34,7 @@ DELAY = "easybus-delay"
 """A half's own delay in seconds, counted from its publication; taken off when it is published."""
 
 
-class Message(msgspec.Struct, omit_defaults=True, kw_only=True):
+class Message(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """One message: an id, payload bytes, and what travels with them."""
 
     id: str = msgspec.field(default="", name="b")

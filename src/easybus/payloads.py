@@ -138,6 +138,12 @@ class Payloads:
             self._by_name[name] = kind
         self._codecs = {kind: codec_of(kind) for kind in self._name_of}
         self._only = self.types[0] if len(self.types) == 1 else None
+        # What most messages are: of a type that their header names, and that nothing lifts.
+        self._plain = {
+            name: (kind, self._codecs[kind].decode)
+            for name, kind in self._by_name.items()
+            if kind not in self._upgrade and self._only is not Any
+        }
 
     def encode(self, value: Any) -> tuple[bytes, str]:
         """The payload's bytes, and the entry of the header `type` (empty: none is needed).
@@ -155,6 +161,9 @@ class Payloads:
         Raises:
             PayloadError: the type is unknown, or the payload does not fit it.
         """
+        plain = self._plain.get(message.headers.get(TYPE, ""))
+        if plain is not None:
+            return plain[0], plain[1](message.payload)
         kind = self._wire_kind(message)
         value = self._codecs[kind].decode(message.payload)
         lift = self._upgrade.get(kind)

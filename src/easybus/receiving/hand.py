@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ..engines.contract import Delivery
 from ..message import Message
@@ -15,8 +16,7 @@ from .invoke import Invoker
 __all__ = ["Company", "Hand", "Parsed", "Why"]
 
 
-@dataclass(slots=True)
-class Parsed:
+class Parsed(msgspec.Struct):
     """What a delivery's bytes say: a message with its payload and function, or why there is none."""
 
     message: Message | None
@@ -35,23 +35,24 @@ class Why(enum.Enum):
     STOPPED = "the grace time of a stop passed"
 
 
-class Hand:
+class Hand(msgspec.Struct, eq=False):
     """One message from its claim to its outcome."""
 
-    __slots__ = ("attempts", "cancelled", "delivery", "held_until", "invoker", "message", "payload", "task", "token")
+    delivery: Delivery
+    message: Message
+    payload: Any
+    invoker: Invoker | None
+    token: str
+    """Empty: no claim, handled without deduplication."""
+    held_until: float
+    """Until when no other can have it; after that a handler that runs on would be the second."""
+    task: asyncio.Task[Any] | None = None
+    cancelled: Why | None = None
 
-    def __init__(self, delivery: Delivery, parsed: Parsed, message: Message, token: str, held_until: float) -> None:
-        self.delivery = delivery
-        self.message = message
-        self.payload = parsed.payload
-        self.invoker = parsed.invoker
-        self.token = token
-        """Empty: no claim, handled without deduplication."""
-        self.held_until = held_until
-        """Until when no other can have it; after that a handler that runs on would be the second."""
-        self.attempts = message.retried + 1
-        self.task: asyncio.Task[Any] | None = None
-        self.cancelled: Why | None = None
+    @property
+    def attempts(self) -> int:
+        """Which attempt this is, from 1."""
+        return self.message.retried + 1
 
     def cancel(self, why: Why) -> None:
         """Cancel the handler, if it is running and was not cancelled before."""

@@ -76,7 +76,7 @@ class Pipeline:
             return
         assert invoker is not None and parsed.message is not None  # noqa: S101, PT018 - else settled before
         token = claim.token if isinstance(claim, Claimed) else ""
-        hand = Hand(taken.delivery, parsed, parsed.message, token, until)
+        hand = Hand(taken.delivery, parsed.message, parsed.payload, invoker, token, until)
         self.holding.add(hand)
         try:
             if isinstance(claim, Claimed) and claim.before:
