@@ -106,7 +106,7 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     """A topic send that reaches no queue fails with `Unroutable` instead of being kept nowhere."""
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One message in a consumer's hands, until it is settled or its lease ends."""
 
     queue: str
@@ -114,7 +114,7 @@ class Delivery(msgspec.Struct, frozen=True):
     attempt: int
     """1 for the first delivery; as exact as the engine can."""
     receipt: Any
-    """The engine's own."""
+    """The engine's own; it never refers to the delivery."""
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -295,7 +295,7 @@ class IdempotencyStorage(Protocol):
         ...
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """A delivery fetched and claimed in one step."""
 
     delivery: Delivery

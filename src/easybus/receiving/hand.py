@@ -40,19 +40,18 @@ class Hand(msgspec.Struct, eq=False):
 
     delivery: Delivery
     message: Message
+    """The handler's, which may change it: what settles a message looks at `id` and `attempts`, or at the bytes."""
     payload: Any
     invoker: Invoker | None
+    id: str
+    attempts: int
+    """Which attempt this is, from 1."""
     token: str
     """Empty: no claim, handled without deduplication."""
     held_until: float
     """Until when no other can have it; after that a handler that runs on would be the second."""
     task: asyncio.Task[Any] | None = None
     cancelled: Why | None = None
-
-    @property
-    def attempts(self) -> int:
-        """Which attempt this is, from 1."""
-        return self.message.retried + 1
 
     def cancel(self, why: Why) -> None:
         """Cancel the handler, if it is running and was not cancelled before."""

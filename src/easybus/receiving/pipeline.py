@@ -74,9 +74,10 @@ class Pipeline:
         claim = taken.claim
         if claim.__class__ is not Claimed and await self._settled_before(taken, parsed):
             return
-        assert invoker is not None and parsed.message is not None  # noqa: S101, PT018 - else settled before
+        message = parsed.message
+        assert invoker is not None and message is not None  # noqa: S101, PT018 - else settled before
         token = claim.token if isinstance(claim, Claimed) else ""
-        hand = Hand(taken.delivery, parsed.message, parsed.payload, invoker, token, until)
+        hand = Hand(taken.delivery, message, parsed.payload, invoker, message.id, message.retried + 1, token, until)
         self.holding.add(hand)
         try:
             if isinstance(claim, Claimed) and claim.before:
@@ -234,7 +235,7 @@ class Pipeline:
         elif why is Why.STOPPED:
             await self._settler.back(hand)
         else:
-            self._logger.warning("handler of message %s was cancelled: %s", hand.message.id, why.value)
+            self._logger.warning("handler of message %s was cancelled: %s", hand.id, why.value)
 
     async def _raised(self, hand: Hand, error: BaseException) -> None:
         if hand.cancelled is not None:
@@ -261,7 +262,7 @@ class Pipeline:
             return
         self._logger.warning(
             "message %s of queue %r failed in attempt %d, again in %.1f s: %s",
-            hand.message.id, self._settler.queue, hand.attempts, delay, reason,
+            hand.id, self._settler.queue, hand.attempts, delay, reason,
         )  # fmt: skip
         await self._settler.retry(hand, delay)
 

@@ -115,7 +115,8 @@ class Receiver:
         while self._ready:
             taken, until = self._ready.popleft()
             if isinstance(taken.claim, Claimed) and taken.parsed.message is not None:
-                hand = Hand(taken.delivery, taken.parsed.message, None, None, taken.claim.token, until)
+                message = taken.parsed.message
+                hand = Hand(taken.delivery, message, None, None, message.id, 1, taken.claim.token, until)
                 await self._settler.back(hand)
             else:
                 await self._settler.busy_elsewhere(taken.delivery)

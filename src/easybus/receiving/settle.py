@@ -168,7 +168,7 @@ class Settler:
             if self._clock.time() >= hand.held_until:
                 self._logger.warning(
                     "message %s of queue %r is handled, and DONE could not be written: %s",
-                    hand.message.id,
+                    hand.id,
                     self.queue,
                     error,
                 )
@@ -189,7 +189,7 @@ class Settler:
         """A completion changed nothing: DONE → ack, else nack, never ack."""
         assert self._keys is not None  # noqa: S101 - a token came from them
         try:
-            if await self._keys.lookup(self.queue, hand.message.id) == "done":
+            if await self._keys.lookup(self.queue, hand.id) == "done":
                 await self._ack(hand.delivery)
             else:
                 await self._settlements.add(Nack(hand.delivery, _BUSY_DELAY))
@@ -291,6 +291,8 @@ class Settler:
         self, delivery: Delivery, message: Message | None, reason: str, error: BaseException | None
     ) -> DeadLetter:
         now = self._clock.time()
+        if message is not None:
+            message = Message.from_bytes(delivery.body)  # what was sent, whatever the handler did to its copy
         first = message.headers.get(FIRST_FAILED) if message is not None else None
         return DeadLetter(
             queue=self.queue,

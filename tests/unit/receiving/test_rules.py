@@ -383,6 +383,8 @@ async def test_a_retry_carries_what_was_sent_whatever_the_handler_did_to_its_mes
     for headers in later:
         assert headers["trace"] == "t"
         assert float(headers[FIRST_FAILED]) == pytest.approx(begun, abs=0.01)
+    [letter] = await room.letters.find()
+    assert (letter.message_id, letter.attempts) == ("m", 3)
 
 
 async def test_a_retry_is_published_before_its_key_is_released(room: Any) -> None:
