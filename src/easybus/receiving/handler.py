@@ -124,7 +124,9 @@ class Handler:
         self._prepared = True
 
     async def run(self) -> None:
-        """Handle messages until `stop`; cancelled, it stops too."""
+        """Handle messages until `stop`, not at all if that came first; cancelled, it stops too."""
+        if self._stopped.is_set():
+            return
         await self.prepare()
         self._receiver.start()
         try:
