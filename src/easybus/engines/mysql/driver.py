@@ -32,8 +32,9 @@ from ..contract import (
     QueueStats,
     Settled,
 )
+from ..limits import Limits
 from .failures import STALE, code
-from .limits import check_change, check_publication, check_settlement
+from .limits import limits
 from .link import BEGIN, COMMIT, ROLLBACK, Link, Rows, Step
 from .names import held, micros
 from .session import Session
@@ -103,7 +104,7 @@ class MysqlDriver:
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            check_change(change)
+            limits(self.caps).change(change)
         await self._session.topology.declare(self._session.connections, changes)
 
     async def drop(self, changes: Sequence[Change]) -> None:
@@ -124,7 +125,7 @@ class MysqlDriver:
         session = self._session
         snapshot = await session.topology.known(session.connections)
         for _ in range(_TRIES):
-            route = _Route(snapshot, batch, self.caps.max_body)
+            route = _Route(snapshot, batch, limits(self.caps))
             last = snapshot
             if route.rows and await self._insert(snapshot, route):  # so the snapshot was the last
                 session.watchers.wake(route.queues)
@@ -210,8 +211,9 @@ class MysqlDriver:
     # ------------------------------------------------------------------------------------------------- settling
 
     async def settle(self, queue: str, batch: Sequence[contract.Settlement]) -> list[Settled]:
+        allowed = limits(self.caps)
         for item in batch:
-            check_settlement(item, self.caps.max_body)
+            allowed.settlement(item)
         results = await self._session.connections.run(lambda link: _settle(link, batch))
         if any(isinstance(item, (Nack, Move)) for item in batch):
             snapshot = self._session.topology.last
@@ -269,13 +271,13 @@ class MysqlDriver:
 class _Route:
     """Where a batch goes by one snapshot: the rows to insert, and each item's result."""
 
-    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication], largest: int) -> None:
+    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication], allowed: Limits) -> None:
         self.rows: list[tuple[int, int, bytes]] = []
         """Queue, delay in microseconds, body."""
         self.results: list[int | Exception | None] = []
         for item in batch:
             try:
-                check_publication(item, largest)
+                allowed.publication(item)
                 reached = _reached(snapshot, item)
             except Exception as error:
                 self.results.append(error)

@@ -32,7 +32,7 @@ from ..contract import (
     Settled,
 )
 from .connections import Connection
-from .limits import CAPABILITIES, check_change, check_publication, check_settlement
+from .limits import CAPABILITIES, LIMITS
 from .names import escape
 from .session import Session
 from .topology import Snapshot, no_queue, no_topic
@@ -102,7 +102,7 @@ class PostgresqlDriver:
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            check_change(change)
+            LIMITS.change(change)
         await self._session.topology.declare(self._session.connections, changes)
 
     async def drop(self, changes: Sequence[Change]) -> None:
@@ -193,7 +193,7 @@ class PostgresqlDriver:
 
     async def settle(self, queue: str, batch: Sequence[contract.Settlement]) -> list[Settled]:
         for item in batch:
-            check_settlement(item)
+            LIMITS.settlement(item)
         done = await self._session.connections.run(lambda connection: self._settle(connection, batch))
         results: list[Settled] = []
         for item in batch:  # a second settlement of the same delivery in one batch is stale
@@ -278,7 +278,7 @@ class _Route:
         self.results: list[int | Exception | None] = []
         for item in batch:
             try:
-                check_publication(item)
+                LIMITS.publication(item)
                 reached = _reached(snapshot, item)
             except Exception as error:
                 self.results.append(error)

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from ...errors import NotSupported, Unroutable
+from ...errors import Unroutable
 from ..contract import (
     Ack,
     Binding,
@@ -26,7 +26,7 @@ from ..contract import (
     Settlement,
 )
 from .failures import refused
-from .limits import CAPABILITIES, check_body, check_change, check_delay, check_publication
+from .limits import CAPABILITIES, LIMITS
 from .link import Link
 from .scripts import Script
 from .topology import Topology, declared, declaring, dropping, no_queue, no_topic, to_microseconds
@@ -51,7 +51,7 @@ class RedisDriver:
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            check_change(change)
+            LIMITS.change(change)
         link = self._link()
         declared(await link.run(_DECLARE, link.names.topology, declaring(link.names, changes)), changes)
 
@@ -150,17 +150,15 @@ class RedisDriver:
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> list[Settled]:
         words: list[tuple[Any, ...]] = []
         for item in batch:
+            LIMITS.settlement(item)
             member = item.delivery.receipt
             if isinstance(item, Ack):
                 words.append(("a", member))
             elif isinstance(item, Extend):
                 words.append(("e", member, to_microseconds(item.lease)))
             elif isinstance(item, Nack):
-                check_delay(item.delay)
                 words.append(("n", member, to_microseconds(item.delay)))
             else:
-                check_delay(item.delay)
-                check_body(item.body)
                 words.append(("m", member, to_microseconds(item.delay), item.body))
         link = self._link()
         results: list[int] = []
@@ -212,9 +210,7 @@ class _Routed:
 
     def _targets(self, link: Link, item: Publication) -> list[int]:
         """Index and delay of each queue that it goes to."""
-        check_publication(item)
-        if item.to_topic and item.delay:
-            raise NotSupported("this engine routes a topic send when it is published; delay it before that")
+        LIMITS.publication(item)
         topology = link.topology
         targets: list[int] = []
         for queue in _queues(topology, item):

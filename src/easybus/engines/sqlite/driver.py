@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeAlias
 
 from ...clock import Clock
-from ...errors import NotSupported, Unroutable
+from ...errors import Unroutable
 from .. import contract
 from ..contract import (
     Ack,
@@ -31,7 +31,7 @@ from ..contract import (
 )
 from .connect import Connection, insert
 from .guest import refuse_in_transaction
-from .limits import CAPABILITIES, check_body, check_change, check_delay, check_publication
+from .limits import CAPABILITIES, LIMITS
 from .stamps import to_microseconds
 from .topology import no_queue, no_topic
 from .waking import until_found
@@ -89,7 +89,7 @@ class SqliteDriver:
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            check_change(change)
+            LIMITS.change(change)
         writer = self.writer()
         await writer.call(lambda connection: writer.topology.declare(connection, changes), durable=True)
 
@@ -106,9 +106,7 @@ class SqliteDriver:
         refused: dict[int, Exception] = {}
         for at, item in enumerate(batch):
             try:
-                check_publication(item)
-                if item.to_topic and item.delay:
-                    raise NotSupported("this engine routes a topic send when it is published; delay it before that")
+                LIMITS.publication(item)
             except Exception as error:
                 refused[at] = error
         return await writer.call(lambda connection: self._publish(writer, connection, batch, refused), durable=True)
@@ -189,12 +187,8 @@ class SqliteDriver:
     async def settle(self, queue: str, batch: Sequence[contract.Settlement]) -> list[Settled]:
         durable = False
         for item in batch:
-            if isinstance(item, Move):
-                check_body(item.body)
-                check_delay(item.delay)
-                durable = True
-            elif isinstance(item, Nack):
-                check_delay(item.delay)
+            LIMITS.settlement(item)
+            durable = durable or isinstance(item, Move)
         writer = self.writer()
         return await writer.call(lambda connection: self._settle(writer, connection, queue, batch), durable=durable)
 
