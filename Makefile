@@ -78,9 +78,9 @@ clean:
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test]'
 	@touch $@
 
-# uvloop and the queues that ours is compared with.
+# uvloop, the queues that ours is compared with, and the servers that the tests start.
 .venv/.bench: .venv/.made pyproject.toml
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,bench]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test,bench]'
 	@touch $@
 
 .venv/.docs: .venv/.made pyproject.toml

@@ -1,6 +1,7 @@
-"""python -m benchmarks [embedded|alone|backlog|footprint|steps|figures …] [--rounds N] [--scale X]
+"""python -m benchmarks [embedded|alone|backlog|footprint|steps|redis|…|engines|figures …] [--rounds N] [--scale X]
 
-Without a name: all of them. `figures` only puts what docs/results holds into the documents.
+Without a name: all of them. `engines`: all that need a server, which is started for them; `--engine redis` picks one.
+`figures` only puts what docs/results holds into the documents.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from . import alone, backlog, children, embedded, footprint, report, steps
+from . import alone, backlog, children, embedded, engines, footprint, report, steps
 
 
 def main() -> None:
     """Run the benchmarks that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, compare, and write results.")
-    parser.add_argument("names", nargs="*", choices=[*report.ORDER, "figures", []], help="default: all")
+    choices = [*report.ORDER, "engines", "figures", []]
+    parser.add_argument("names", nargs="*", choices=choices, help="default: all")
+    parser.add_argument("--engine", action="append", choices=[*engines.PLANS], help="of `engines`; default all")
     parser.add_argument("--rounds", type=int, help="of each; default 5, of backlog 1")
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual numbers of messages")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where results go")
@@ -26,12 +29,16 @@ def main() -> None:
     options = parser.parse_args()
     children.patience = options.patience
     names: list[str] = options.names or [*report.ORDER, "figures"]
-    for name in names:
+    for name in _named(names, options.engine or [*engines.PLANS]):
         if name != "figures":
             _run(name, options.rounds, options.scale, options.dir, options.results)
     if "figures" in names:
         for path in report.fill_blocks(options.results):
             print(f"filled {path}")
+
+
+def _named(names: list[str], picked: list[str]) -> list[str]:
+    return [one for name in names for one in (picked if name == "engines" else [name])]
 
 
 def _run(name: str, rounds: int | None, scale: float, directory: Path, results: Path) -> None:
@@ -43,6 +50,8 @@ def _run(name: str, rounds: int | None, scale: float, directory: Path, results: 
         if name == "embedded":
             sizes = embedded.Sizes(size(100_000), size(60_000), size(2_000))
             measured = embedded.measure(place, rounds or 5, sizes, print)
+        elif name in engines.PLANS:
+            measured = engines.measure(name, place, rounds or 5, scale, print)
         elif name == "alone":
             measured = alone.measure(place, rounds or 5, size(300), print)
         elif name == "backlog":

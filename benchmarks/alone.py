@@ -7,15 +7,18 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easybus import Bus
 
 from . import children, machine
 from .report import Figure
 
+APART = (0.01, 0.03)
+"""Seconds between two messages: at no rhythm that another's polling could fall in with."""
 _READY = "ready"
 
 
@@ -27,11 +30,11 @@ class Stamped:
     note: str
 
 
-def handle(url: str, messages: int, ready: str) -> dict[str, list[float]]:
+def handle(url: str, messages: int, ready: str, storage: str | None = None) -> dict[str, list[float]]:
     """The process that handles: milliseconds from before each send to its handler."""
 
     async def main() -> dict[str, list[float]]:
-        bus = Bus(url)
+        bus = Bus(url, storage=storage)
         queue = bus.queue("orders", Stamped)
         took: list[float] = []
         all_handled = asyncio.Event()
@@ -50,22 +53,46 @@ def handle(url: str, messages: int, ready: str) -> dict[str, list[float]]:
     return asyncio.run(main())
 
 
-def send(url: str, messages: int) -> dict[str, list[float]]:
-    """The process that sends, one every 10 to 30 ms, at no rhythm that another's polling could fall in with."""
+def send(url: str, messages: int, storage: str | None = None) -> dict[str, list[float]]:
+    """The process that sends."""
 
     async def main() -> dict[str, list[float]]:
-        bus = Bus(url)
+        bus = Bus(url, storage=storage)
         queue = bus.queue("orders", Stamped)
-        took: list[float] = []
         async with bus:
-            for _ in range(messages):
-                await asyncio.sleep(random.uniform(0.01, 0.03))
-                began = time.monotonic_ns()
-                await queue.send(Stamped(began, "x" * 160))
-                took.append((time.monotonic_ns() - began) / 1e6)
-        return {"took_ms": took}
+            return await one_by_one(messages, queue.send)
 
     return asyncio.run(main())
+
+
+def one_round(module: str, directory: Path, messages: int, **place: Any) -> dict[str, float]:
+    """Send alone with `benchmarks.<module>.send`, handle with its `handle`; milliseconds."""
+    ready = directory / _READY
+    handler = children.start(module, "handle", messages=messages, ready=str(ready), **place)
+    try:
+        while not ready.exists() and handler.poll() is None:
+            time.sleep(0.02)
+        sent = children.run(module, "send", messages=messages, **place)["took_ms"]
+        took = sorted(children.result(handler, 60)["took_ms"])
+    finally:
+        handler.kill()
+        ready.unlink(missing_ok=True)
+    return {
+        "p50": statistics.median(took),
+        "p99": took[min(len(took) - 1, len(took) * 99 // 100)],
+        "sent": statistics.median(sent),
+    }
+
+
+async def one_by_one(messages: int, send_one: Callable[[Stamped], Awaitable[object]]) -> dict[str, list[float]]:
+    """Send `messages`, each `APART` from the one before."""
+    took: list[float] = []
+    for _ in range(messages):
+        await asyncio.sleep(random.uniform(*APART))
+        began = time.monotonic_ns()
+        await send_one(Stamped(began, "x" * 160))
+        took.append((time.monotonic_ns() - began) / 1e6)
+    return {"took_ms": took}
 
 
 def measure(
@@ -76,18 +103,9 @@ def measure(
     speeds = [machine.speed(directory)]
     for number in range(rounds):
         with tempfile.TemporaryDirectory(dir=directory) as fresh:
-            url, ready = f"sqlite:///{fresh}/bus.db", Path(fresh) / _READY
-            handler = children.start("alone", "handle", url=url, messages=messages, ready=str(ready))
-            try:
-                while not ready.exists() and handler.poll() is None:
-                    time.sleep(0.02)
-                sent = children.run("alone", "send", url=url, messages=messages)["took_ms"]
-                took = sorted(children.result(handler, 60)["took_ms"])
-            finally:
-                handler.kill()
-        seen["p50"].append(statistics.median(took))
-        seen["p99"].append(took[min(len(took) - 1, len(took) * 99 // 100)])
-        seen["sent"].append(statistics.median(sent))
+            found = one_round("alone", Path(fresh), messages, url=f"sqlite:///{fresh}/bus.db")
+        for name, value in found.items():
+            seen[name].append(value)
         speeds.append(machine.speed(directory))
         say(f"round {number + 1} of {rounds}: median {seen['p50'][-1]:.2f} ms, 99 % {seen['p99'][-1]:.2f} ms")
     title = (

@@ -6,34 +6,48 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from . import children, machine
 from .report import Figure
+
+
+def one_round(messages: int, say: Callable[[str], None], **place: Any) -> dict[str, float]:
+    """Fill, then handle all of it in one process: memory in MB, rates a second."""
+    messages = _tenths(messages)
+    part = messages // 10
+    children.run("ours", "fill", messages=messages, **place)
+    found = children.run("ours", "drain", messages=messages, part=part, **place)
+    times, memory = found["times"], found["memory_mb"]
+    rates = [part / (after - before) for before, after in itertools.pairwise(times)]
+    shown = " ".join(f"{rate:,.0f}" for rate in rates)
+    say(f"  backlog: {found['peak_mb']:.1f} MB at most; rates of the tenths: {shown}")
+    return {
+        "peak": found["peak_mb"],
+        "grown": max(memory[1:]) - memory[1],
+        "ratio": rates[-1] / rates[0],
+        "first": rates[0],
+        "last": rates[-1],
+    }
+
+
+def _tenths(messages: int) -> int:
+    return max(1, messages // 10) * 10
 
 
 def measure(
     directory: Path, rounds: int, messages: int, say: Callable[[str], None]
 ) -> tuple[str, list[Figure], list[dict[str, float]]]:
     """Fill, then handle all of it in one process; see `embedded.measure`."""
-    part = max(1, messages // 10)
-    messages = part * 10
+    messages = _tenths(messages)
     seen: dict[str, list[float]] = {"peak": [], "grown": [], "ratio": [], "first": [], "last": []}
     speeds = [machine.speed(directory)]
     for number in range(rounds):
         with tempfile.TemporaryDirectory(dir=directory) as fresh:
-            url = f"sqlite:///{fresh}/bus.db"
-            children.run("ours", "fill", url=url, messages=messages)
-            found = children.run("ours", "drain", url=url, messages=messages, part=part)
-        times, memory = found["times"], found["memory_mb"]
-        rates = [part / (after - before) for before, after in itertools.pairwise(times)]
-        seen["peak"].append(found["peak_mb"])
-        seen["grown"].append(max(memory[1:]) - memory[1])
-        seen["ratio"].append(rates[-1] / rates[0])
-        seen["first"].append(rates[0])
-        seen["last"].append(rates[-1])
+            say(f"round {number + 1} of {rounds}")
+            for name, value in one_round(messages, say, url=f"sqlite:///{fresh}/bus.db").items():
+                seen[name].append(value)
         speeds.append(machine.speed(directory))
-        shown = " ".join(f"{rate:,.0f}" for rate in rates)
-        say(f"round {number + 1} of {rounds}: {found['peak_mb']:.1f} MB at most; rates of the tenths: {shown}")
     title = f"A backlog of {messages:,} messages on sqlite:///, handled by one process; {rounds} rounds."
     return (
         title,

@@ -76,7 +76,7 @@ def description() -> dict[str, Any]:
     """The machine and the versions, for who compares results."""
     import apsw
 
-    packages = ("uvloop", "litequeue", "persist-queue", "huey", "msgspec")
+    packages = ("uvloop", "litequeue", "persist-queue", "huey", "msgspec", "faststream", "pgqueuer", "dramatiq")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

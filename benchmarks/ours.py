@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,15 @@ def order(number: int) -> Order:
     return Order(number, "x" * (PAYLOAD - len('{"id":,"note":""}') - len(str(number))))
 
 
-def throughput(url: str, messages: int, uvloop: bool = False, tasks: int = SLOTS) -> dict[str, float]:
+def throughput(
+    url: str, messages: int, uvloop: bool = False, tasks: int = SLOTS, storage: str | None = None
+) -> dict[str, float]:
     """Send `messages` from concurrent tasks, each awaiting its own; then handle them all in this process."""
-    return _run(_throughput(url, messages, tasks), uvloop)
+    return _run(_throughput(url, messages, tasks, storage), uvloop)
 
 
-async def _throughput(url: str, messages: int, tasks: int) -> dict[str, float]:
-    bus = Bus(url)
+async def _throughput(url: str, messages: int, tasks: int, storage: str | None) -> dict[str, float]:
+    bus = Bus(url, storage=storage)
     queue = bus.queue("orders", Order)
     left = messages
     all_handled = asyncio.Event()
@@ -49,18 +51,8 @@ async def _throughput(url: str, messages: int, tasks: int) -> dict[str, float]:
             all_handled.set()
 
     orders = [order(number) for number in range(messages)]
-
-    async def sender(first: int) -> None:
-        for one in orders[first::tasks]:
-            await queue.send(one)
-
     async with bus:
-        began, used = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(sender(first) for first in range(tasks)))
-        figures = {
-            "sent_per_s": messages / (time.perf_counter() - began),
-            "send_cpu_us": (time.process_time() - used) / messages * 1e6,
-        }
+        figures = await sent_by_tasks(orders, queue.send, tasks)
         began, used = time.perf_counter(), time.process_time()
         async with bus.handling():
             await all_handled.wait()
@@ -71,6 +63,23 @@ async def _throughput(url: str, messages: int, tasks: int) -> dict[str, float]:
         }
 
 
+async def sent_by_tasks(
+    orders: Sequence[Order], send: Callable[[Order], Awaitable[object]], tasks: int = SLOTS
+) -> dict[str, float]:
+    """Send these from concurrent tasks, each awaiting its own, one after the other."""
+
+    async def sender(first: int) -> None:
+        for one in orders[first::tasks]:
+            await send(one)
+
+    began, used = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(sender(first) for first in range(tasks)))
+    return {
+        "sent_per_s": len(orders) / (time.perf_counter() - began),
+        "send_cpu_us": (time.process_time() - used) / len(orders) * 1e6,
+    }
+
+
 def _run(main: Coroutine[Any, Any, dict[str, float]], uvloop: bool) -> dict[str, float]:
     if not uvloop:
         return asyncio.run(main)
@@ -79,11 +88,11 @@ def _run(main: Coroutine[Any, Any, dict[str, float]], uvloop: bool) -> dict[str,
     return faster.run(main)
 
 
-def fill(url: str, messages: int) -> dict[str, float]:
+def fill(url: str, messages: int, storage: str | None = None) -> dict[str, float]:
     """Put `messages` into the queue, in large batches."""
 
     async def main() -> dict[str, float]:
-        bus = Bus(url)
+        bus = Bus(url, storage=storage)
         queue = bus.queue("orders", Order)
         async with bus:
             for first in range(0, messages, 5000):
@@ -93,11 +102,11 @@ def fill(url: str, messages: int) -> dict[str, float]:
     return asyncio.run(main())
 
 
-def drain(url: str, messages: int, part: int) -> dict[str, Any]:
+def drain(url: str, messages: int, part: int, storage: str | None = None) -> dict[str, Any]:
     """Handle a backlog of `messages`: the time and the memory at the end of each `part` of it."""
 
     async def main() -> dict[str, Any]:
-        bus = Bus(url)
+        bus = Bus(url, storage=storage)
         queue = bus.queue("orders", Order)
         handled = 0
         times, memory = [0.0], [0.0]

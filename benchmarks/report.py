@@ -137,5 +137,8 @@ def _short(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", machine]).strip()
 
 
-ORDER = ("embedded", "alone", "backlog", "footprint", "steps")
+ORDER = (
+    *("embedded", "alone", "backlog", "footprint", "steps"),
+    *("rabbitmq", "redis", "nats", "postgresql", "mysql"),
+)
 """Benchmarks, in the order in which they run and are shown."""

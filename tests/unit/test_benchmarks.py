@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import importlib
 import json
 from typing import Any
 
 import pytest
-from benchmarks import alone, backlog, children, embedded, footprint, machine, ours, peers, pipeline, report, steps
+from benchmarks import (
+    alone,
+    backlog,
+    children,
+    embedded,
+    engines,
+    footprint,
+    machine,
+    ours,
+    peers,
+    pipeline,
+    report,
+    steps,
+)
 from benchmarks.report import Figure
 
 SPEED = {"python_loops_per_ms": 10_000.0, "share_of_a_processor": 1.0, "load": 0.5, "flush_us": 100.0}
@@ -70,6 +84,28 @@ def test_alone_measures_between_two_processes(tmp_path):
 def test_the_footprint_is_that_of_fresh_processes(tmp_path):
     _, figures, _ = footprint.measure(tmp_path, 1, 5, lambda _: None)
     assert [figure.unit for figure in figures] == ["ms", "ms", "ms", "MB"]
+
+
+@pytest.mark.usefixtures("redis_server")
+def test_an_engine_is_measured_on_a_server_of_its_own_alone_and_with_a_backlog(in_this_process, monkeypatch, tmp_path):
+    monkeypatch.setitem(engines.PLANS, "redis", engines.Plan(100, handled_per_s=1, backlog=100))
+    monkeypatch.setattr(alone, "APART", (0.001, 0.002))
+    title, figures, speeds = engines.measure("redis", tmp_path, 1, 1.0, lambda _: None)
+    assert "flushed every second" in title
+    assert "100 messages" in title
+    assert [figure.name for figure in figures if figure.at_least] == ["redis://, handled"]
+    assert min(figure.median for figure in figures if figure.unit in ("/s", "µs", "ms")) > 0
+    assert len(speeds) == 2
+
+
+@pytest.mark.parametrize("engine", [*engines.PLANS])
+def test_every_figure_asked_of_an_engine_is_shown_beside_its_peers(engine):
+    plan = engines.PLANS[engine]
+    asked = [plan.sent, plan.handled, plan.handled_per_s, engines.SLOWER if plan.alone else None, 60.0, 2.0]
+    figures = engines.figures(engine, plan, collections.defaultdict(lambda: [1.0]))
+    assert [bound for bound in asked if bound] == [
+        figure.at_least or figure.at_most for figure in figures if figure.met is not None
+    ]
 
 
 def test_a_figure_is_met_by_its_median_only():
