@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from easybus.clock import Timer, sleep
-from easybus.engines.contract import Delivery, Publication, Settlement
-from easybus.errors import Unavailable
+from easybus.engines.contract import Delivery, Move, Publication, Settlement
+from easybus.errors import TooLarge, Unavailable
 from easybus.testing.virtual import VirtualClock
 
 from .scenarios import Ledger
@@ -61,18 +61,29 @@ class WiredDriver(Wire):
             return dataclasses.replace(self.target.caps, atomic_move=False, fenced=kind == "copying")
         return self.target.caps
 
+    def _refused(self, item: Any) -> TooLarge | None:
+        most = self.process.world.scenario.largest
+        body = item.body if isinstance(item, Publication | Move) else b""
+        return None if most is None or len(body) <= most else TooLarge(f"{len(body)} bytes, {most} are taken")
+
     async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
         return await self.process.fetching("fetch", lambda w: self.target.fetch(queue, limit, w, lease), wait)
 
     async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+        taken = [item for item in batch if self._refused(item) is None]
+
         async def target() -> list[int | Exception | None]:
             if self.process.last_fault != "first fails":
-                return await self.target.publish(batch)
+                results = iter(await self.target.publish(taken))
+                return [self._refused(item) or next(results) for item in batch]
             return [Unavailable("the first of the batch fails"), *await self.target.publish(batch[1:])]
 
         return await self.process.call("publish", target)
 
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> Any:
+        for item in batch:
+            if (refused := self._refused(item)) is not None:
+                raise refused
         if self.process.world.kind == "unfenced":  # a late ack settles what another holds
             batch = [_unfenced(one) for one in batch]
         return await self.process.call("settle", lambda: self.target.settle(queue, batch))

@@ -264,7 +264,7 @@ class Pipeline:
             "message %s of queue %r failed in attempt %d, again in %.1f s: %s",
             hand.id, self._settler.queue, hand.attempts, delay, reason,
         )  # fmt: skip
-        await self._settler.retry(hand, delay)
+        await self._settler.retry(hand, delay, reason, error)
 
 
 def _uncancel() -> None:

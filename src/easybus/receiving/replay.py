@@ -1,6 +1,7 @@
 """Dead letters that an operator marked go back into their queue, by the queue's own handlers.
 
     fetch(fence) → publish, confirmed → remove(fence)
+                   refused for good by what it is → store again: the mark is gone, and why is in the letter
 
 The copy carries the row's fence and begins a new count of attempts and starts. Dying between the last two leaves the
 row: it is replayed again under the same id, and the handled copy absorbs it.
@@ -11,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
 from .. import points
 from ..clock import Clock, sleep, wait
 from ..connection import Publisher
 from ..engines.contract import DeadLetter, DeadLetterStorage, Publication
-from ..errors import EngineError, EnvelopeError
+from ..errors import EngineError, EnvelopeError, TooLarge
 from ..message import FIRST_FAILED, REPLAY, Message
 
 __all__ = ["Replayer", "replayed"]
@@ -24,6 +27,7 @@ _EVERY = 1.0
 """Seconds between two looks for letters that another process marked."""
 _LEASE = 30.0
 _AT_ONCE = 100
+_UNREPLAYED = "; it cannot be replayed: "
 
 
 class Replayer:
@@ -80,12 +84,24 @@ class Replayer:
     async def _replay(self, letter: DeadLetter) -> None:
         body = replayed(letter)
         dedupe_id = f"{letter.message_id or letter.key}/{letter.fence}"
-        await self._publisher.publish(Publication(False, letter.queue, body, "", 0.0, dedupe_id))
+        try:
+            await self._publisher.publish(Publication(False, letter.queue, body, "", 0.0, dedupe_id))
+        except TooLarge as refused:
+            await self._unmark(letter, refused)
+            return
         if points.hook is not None:
             await points.reach("replay.published")
         await self._letters.remove(letter.queue, letter.key, letter.fence)
         if points.hook is not None:
             await points.reach("replay.removed")
+
+    async def _unmark(self, letter: DeadLetter, refused: TooLarge) -> None:
+        before = letter.reason.partition(_UNREPLAYED)[0]
+        await self._letters.store(msgspec.structs.replace(letter, reason=f"{before}{_UNREPLAYED}{refused}"))
+        self._logger.error(
+            "queue %r: dead letter %s cannot be replayed, and is marked no more: %s",
+            letter.queue, letter.message_id or letter.key, refused,
+        )  # fmt: skip
 
 
 def replayed(letter: DeadLetter) -> bytes:

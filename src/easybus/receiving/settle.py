@@ -3,7 +3,9 @@
     done         complete(token) → ack                 one step where the engine holds both
     retry        Move → release(token)                 where Move is atomic; an unknown result lets the lease end
                  publish, confirmed → release → ack    elsewhere: at worst a copy
+                 refused for good by what it is        nothing has happened: a dead letter
     dead letter  store → release → ack                 with no claim, or in conflict: store → ack
+                 refused for good                      back, said once, later each time: never lost, never in a loop
     back         release → nack                        not begun: its starts are counted again in between
     not the holder any more at completion: read again; DONE → ack, else nack, never ack
 
@@ -14,11 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Sequence
 from typing import cast
-
-import msgspec
 
 from .. import points
 from ..batching import Batcher
@@ -27,7 +26,6 @@ from ..connection import Publisher
 from ..engines.contract import (
     Ack,
     Claimed,
-    DeadLetter,
     DeadLetterStorage,
     Delivery,
     Driver,
@@ -42,17 +40,20 @@ from ..engines.contract import (
     Settlement,
     Taken,
 )
-from ..errors import EngineError, Unavailable
+from ..errors import BadDelay, EngineError, Refused, TooLarge, Unavailable
 from ..message import FIRST_FAILED, Message, new_id
 from .claim import claim_of
 from .hand import Hand
+from .letters import Letters, letter_of
 from .subscription import Subscription
 
 __all__ = ["Settler"]
 
 _BUSY_DELAY = 1.0
 _AT_ONCE = 500
-_LONGEST_ERROR = 10_000
+_UNKEPT_FIRST, _UNKEPT_CAP = 60.0, 3600.0
+"""Seconds until what cannot be kept as a dead letter is tried again: twice as long each time."""
+_MOST_SAID = 1000
 
 
 class Settler:
@@ -75,7 +76,9 @@ class Settler:
         self._publisher = publisher
         self._driver: Driver = publisher.driver
         self._keys = keys
-        self._letters = letters
+        self._letters = Letters(self.queue, letters, publisher, logger)
+        self._unkept: set[str] = set()
+        """Messages of which it was said that they cannot be kept."""
         self._fused = cast("FusedDriver", publisher.driver) if fused and keys is not None else None
         self._clock = clock
         self._logger = logger
@@ -214,12 +217,15 @@ class Settler:
 
     async def back(self, hand: Hand, delay: float = 0.0) -> None:
         """Not handled, and not counted: release, then nack."""
+        await self._back(hand.delivery, hand.token, delay)
+
+    async def _back(self, delivery: Delivery, token: str, delay: float) -> None:
         try:
-            if hand.token:
-                await self._releases.add(hand.token)
-            await self._settlements.add(Nack(hand.delivery, delay))
+            if token:
+                await self._releases.add(token)
+            await self._settlements.add(Nack(delivery, delay))
         except EngineError as error:
-            self._left(hand.delivery, error)
+            self._left(delivery, error)
 
     async def not_begun(self, taken: Sequence[Taken], delay: float) -> None:
         """Back, with their starts as they were before these claims: they were to wait, and did not begin."""
@@ -236,8 +242,8 @@ class Settler:
             for one in taken:
                 self._left(one.delivery, error)
 
-    async def retry(self, hand: Hand, delay: float) -> None:
-        """Failed: the same message again in `delay` seconds, one attempt older."""
+    async def retry(self, hand: Hand, delay: float, reason: str, error: BaseException | None = None) -> None:
+        """Failed, for this reason: the same message again in `delay` seconds, one attempt older."""
         again = Message.from_bytes(hand.delivery.body)  # what was sent, whatever the handler did to its copy
         again.id = again.id or new_id()
         again.retried += 1
@@ -261,8 +267,11 @@ class Settler:
                 await points.reach("retry.released")
             if not self._driver.caps.atomic_move:
                 await self._ack(hand.delivery)
-        except EngineError as error:
-            self._left(hand.delivery, error)
+        except (TooLarge, BadDelay) as refused:  # only a publish or a move is refused so: the claim is still held
+            reason = f"{reason}; it cannot be retried: {refused}"
+            await self.dead(hand.delivery, hand.message, reason, error, hand.token)
+        except EngineError as failed:
+            self._left(hand.delivery, failed)
 
     async def dead(
         self,
@@ -276,7 +285,12 @@ class Settler:
         try:
             if points.hook is not None:
                 await points.reach("dead.storing")
-            await self._keep_letter(self._letter(delivery, message, reason, error))
+            letter = letter_of(delivery, message, reason, error, self._clock.time())
+            try:
+                await self._letters.keep(letter)
+            except Refused as refused:
+                await self._keep_later(delivery, letter.message_id or letter.reason, token, refused)
+                return
             if points.hook is not None:
                 await points.reach("dead.stored")
             if token:
@@ -287,33 +301,20 @@ class Settler:
         except EngineError as failed:
             self._left(delivery, failed)
 
-    def _letter(
-        self, delivery: Delivery, message: Message | None, reason: str, error: BaseException | None
-    ) -> DeadLetter:
-        now = self._clock.time()
-        if message is not None:
-            message = Message.from_bytes(delivery.body)  # what was sent, whatever the handler did to its copy
-        first = message.headers.get(FIRST_FAILED) if message is not None else None
-        return DeadLetter(
-            queue=self.queue,
-            message_id=message.id if message is not None else "",
-            body=delivery.body,
-            reason=reason,
-            error_type="" if error is None else f"{type(error).__module__}.{type(error).__qualname__}",
-            error="" if error is None else _text(error)[:_LONGEST_ERROR],
-            traceback="" if error is None else "".join(traceback.format_exception(error))[-_LONGEST_ERROR:],
-            attempts=message.retried + 1 if message is not None else delivery.attempt,
-            first_failed=_seconds(first, now),
-            last_failed=now,
-        )
-
-    async def _keep_letter(self, letter: DeadLetter) -> None:
-        self._logger.error("queue %r: message %s is a dead letter: %s", self.queue, letter.message_id, letter.reason)
-        if self._letters is not None:
-            await self._letters.store(letter)
-            return
-        body = msgspec.json.encode(letter)
-        await self._publisher.publish(Publication(False, f"{self.queue}.dead", body, "", 0.0))
+    async def _keep_later(self, delivery: Delivery, what: str, token: str, refused: Refused) -> None:
+        """No dead letter takes it, for good: it stays in its queue, and is tried again, later each time."""
+        delay = min(_UNKEPT_FIRST * 2 ** min(delivery.attempt - 1, 10), _UNKEPT_CAP)
+        level = logging.DEBUG if what in self._unkept else logging.ERROR
+        if len(self._unkept) >= _MOST_SAID:
+            self._unkept.clear()
+        self._unkept.add(what)
+        self._logger.log(
+            level,
+            "queue %r: message %s cannot be kept as a dead letter, stays in its queue, and is tried again, in %.0f s "
+            "for the first time: %s",
+            self.queue, what, delay, refused,
+        )  # fmt: skip
+        await self._back(delivery, token, delay)
 
     # ------------------------------------------------------------------------------------------------------ leases
 
@@ -344,17 +345,3 @@ class Settler:
     def _left(self, delivery: Delivery, error: EngineError) -> None:
         level = logging.DEBUG if isinstance(error, Unavailable) else logging.ERROR
         self._logger.log(level, "queue %r: a delivery is left to its lease: %s", self.queue, error)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__} cannot be shown>"
-
-
-def _seconds(text: str | None, otherwise: float) -> float:
-    try:
-        return float(text) if text else otherwise
-    except ValueError:
-        return otherwise

@@ -75,13 +75,13 @@ def failure_keeps_the_key(patch: Patch) -> None:
 
 @fault("a failing release drops the retry", Retry, Plan(calls={"release:1": "fails"}), known=True)
 def failing_release_drops(patch: Patch) -> None:
-    async def retry(original: Any, self: Settler, hand: Any, delay: float) -> None:
+    async def retry(original: Any, self: Settler, hand: Any, *args: Any) -> None:
         try:
             await self._releases.add(hand.token)
         except EngineError:
             await self.ack(hand.delivery)
             return
-        await original(self, hand, delay)
+        await original(self, hand, *args)
 
     wrap(patch, Settler, "retry", retry)
 

@@ -16,7 +16,7 @@ from easybus.engines.memory.driver import MemoryDriver
 from easybus.engines.memory.keys import Keys
 from easybus.engines.memory.queue import MemoryQueue
 from easybus.message import Message
-from easybus.receiving import pipeline, replay
+from easybus.receiving import pipeline, replay, settle
 from easybus.receiving.pipeline import Pipeline
 from easybus.receiving.settle import Settler
 from easybus.receiving.within import ExactlyOnce
@@ -33,6 +33,7 @@ from ..scenarios import (
     Doubting,
     Handle,
     Outbox,
+    Outgrown,
     Poison,
     Replay,
     Retry,
@@ -57,9 +58,9 @@ def acks_at_fetch(patch: Patch) -> None:
 
 @fault("a retry is acked before it is published", Retry, Plan(deaths=["retry.publishing"]), "copying")
 def retry_acks_first(patch: Patch) -> None:
-    async def retry(original: Any, self: Settler, hand: Any, delay: float) -> None:
+    async def retry(original: Any, self: Settler, hand: Any, *args: Any) -> None:
         await self._ack(hand.delivery)
-        await original(self, hand, delay)
+        await original(self, hand, *args)
 
     wrap(patch, Settler, "retry", retry)
 
@@ -115,9 +116,9 @@ def digest_ignored(patch: Patch) -> None:
 
 
 def _retry_with(patch: Patch, change: Callable[[Any], Message]) -> None:
-    async def retry(original: Any, self: Settler, hand: Any, delay: float) -> None:
+    async def retry(original: Any, self: Settler, hand: Any, *args: Any) -> None:
         hand.delivery = msgspec.structs.replace(hand.delivery, body=change(hand).to_bytes())
-        await original(self, hand, delay)
+        await original(self, hand, *args)
 
     wrap(patch, Settler, "retry", retry)
 
@@ -141,6 +142,11 @@ def retry_is_spoilt(patch: Patch) -> None:
 )  # fmt: skip
 def failure_is_acked(patch: Patch) -> None:
     patch.setattr(Settler, "_left", lambda self, delivery, error: self._ack(delivery))
+
+
+@fault("a retry that is refused for good is left to its lease, again and again", Outgrown)
+def refused_retry_is_left(patch: Patch) -> None:
+    patch.setattr(settle, "TooLarge", settle.BadDelay)
 
 
 @fault("an exception in a handler counts as handled", Retry)

@@ -67,6 +67,31 @@ class Dead(Scenario):
         return found + await super().lost(stock, ledger)
 
 
+class Outgrown(Retry):
+    """A message that the engine took, and whose retry it does not: kept, once, as it was sent."""
+
+    ids = ("a", "large" * 20)
+    reaches = ("key.claimed", "retry.publishing", "dead.storing", "dead.stored", "dead.released")
+    largest = len(Message.new(Job(ids[1]), id=ids[1], headers={"type": "Job"}).to_bytes())
+
+    def expected(self, ledger: Ledger) -> Sequence[str]:
+        return ("a",)
+
+    async def handle(self, it: Setting, job: Job, message: Message) -> Any:
+        if job.id != "a":
+            raise ValueError("every time")
+        await super().handle(it, job, message)
+
+    async def lost(self, stock: Stock, ledger: Ledger) -> list[str]:
+        letters = [(len(one.body), one.error, one.reason) for one in await stock.letters.find()]
+        found = [] if [one[:2] for one in letters] == [(self.largest, "every time")] else [f"the letters: {letters}"]
+        return found + await super().lost(stock, ledger)
+
+    def wrong_letter(self, id: str, reason: str) -> list[str]:
+        known = id == self.ids[1] and reason.startswith("ValueError: every time; it cannot be retried: ")
+        return [] if known else super().wrong_letter(id, reason)
+
+
 class Replay(Dead):
     """A dead letter is mended, marked, handled and gone. It fails again after its first replay."""
 

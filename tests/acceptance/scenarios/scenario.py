@@ -132,6 +132,8 @@ class Scenario:
     """Whether `already_handled` says the truth."""
     sqlite = False
     """Whether it needs a database."""
+    largest: int | None = None
+    """Bytes of the largest message that the engine takes; None: the engine's own limit."""
     prompt = 4.0
     """Seconds that it takes without faults."""
 

@@ -79,8 +79,8 @@ class Room:
                 await self.advance(0.1)
         await self.engine.close()
 
-    def process(self, handle: Callable[..., Any], **options: Any) -> Receiver:
-        """Start what handles the queue in another process."""
+    def process(self, handle: Callable[..., Any], *, in_queue: bool = False, **options: Any) -> Receiver:
+        """Start what handles the queue in another process. `in_queue`: its dead letters go to a queue."""
         subscription = Subscription(QUEUE, HandlerOptions(**{"lease": LEASE, **options}))
         subscription.functions[Any] = Invoker(handle, Providers({}))
         logger = logging.getLogger("easybus")
@@ -89,7 +89,7 @@ class Room:
         keys: Any = self.keys
         letters: Any = self.letters
         common: dict[str, Any] = {"clock": self.clock, "logger": logger}
-        settler = Settler(subscription, publisher, keys, letters, fused=False, **common)
+        settler = Settler(subscription, publisher, keys, None if in_queue else letters, fused=False, **common)
         pipeline = Pipeline(subscription, settler, Company(), exactly_once=None, **common)
         intake = Intake(subscription, driver, keys, fused=False, logger=logger)
         replayer = Replayer(QUEUE, letters, publisher, **common)
