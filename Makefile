@@ -1,6 +1,7 @@
 # Everything runs in .venv, made here: all that a machine needs is make and Python 3.11 or later with its venv module.
 #
 #   make demo [SEED=7] [ENGINE=postgresql]              examples/flights: processes are killed, and every total is right
+#   make bank [TRANSFERS=100000] [ENGINE=postgresql] [SEED=7]    examples/bank: its workers and the database are killed
 #   make test        every test that ends in 15 minutes, on this Python, then the core on the others that are installed
 #   make test-long   the tests with full figures, hours; ARGS="-k soak" picks some
 #   make bench       the benchmarks; ARGS goes to them
@@ -19,11 +20,14 @@ OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME
   $$p -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && { \
   [ $$p = $(PYTHON) ] || echo $$v:$$p; break; }; done; done)
 
-.PHONY: demo test servers test-main test-alone test-others test-long bench lint types docs clean
+.PHONY: demo bank test servers test-main test-alone test-others test-long bench lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: $(if $(filter-out sqlite,$(ENGINE)),.venv/.test servers,.venv/.demo)
 	$(RUN) -m examples.flights $(if $(SEED),--seed $(SEED)) $(if $(ENGINE),--engine $(ENGINE))
+
+bank: .venv/.test servers
+	$(RUN) -m examples.bank $(if $(TRANSFERS),--transfers $(TRANSFERS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(SEED),--seed $(SEED))
 
 test: test-main test-alone test-others
 

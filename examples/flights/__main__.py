@@ -21,11 +21,11 @@ from rich.console import Console
 
 from easybus import Bus, NotDeclared
 
+from ..display import Display
+from ..processes import Crashed, Process
+from ..servers import ENGINES, private_server
 from . import app, totals
-from .display import Display
 from .mending import mend_and_replay
-from .processes import Crashed, Process
-from .servers import ENGINES, engine_url
 
 WORKERS = 4
 SPOILT = 6
@@ -209,7 +209,8 @@ def main() -> None:
         folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flights-")))
         folder.mkdir(exist_ok=given.keep is None)
         folder = folder.resolve()
-        url = stack.enter_context(engine_url(given.engine, f"sqlite:///{folder / app.DATABASE.name}"))
+        server = stack.enter_context(private_server(given.engine))
+        url = f"sqlite:///{folder / app.DATABASE.name}" if server is None else server.url()
         demo = Demo(flights=given.flights, kills=given.kills, seed=seed, url=url, folder=folder, console=console)
         console.print(f"seed {seed}: {given.flights:,} flights, {given.kills} kills, {WORKERS} workers, {given.engine}")
         failed = False

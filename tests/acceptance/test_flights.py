@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from examples.flights.servers import ENGINES
+from examples.servers import ENGINES
 from tests.servers import missing
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""What is seen while the demo runs: bars in a terminal, a plain line every other second elsewhere."""
+"""What is seen while an example runs: bars in a terminal, a plain line every other second elsewhere."""
 
 import time
 from collections import Counter

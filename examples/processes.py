@@ -1,4 +1,4 @@
-"""The processes of the demo: started, killed without warning, and started again."""
+"""The processes of an example: started, killed without warning, and started again."""
 
 import os
 import signal
@@ -8,11 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 STARTING = 10.0
 """Seconds in which a process may not have got as far as to heed SIGTERM: then it has nothing in hand."""
 CLEAN_STOP = 30.0
 """Seconds that a process may take from SIGTERM to its end."""
+PAUSE = 0.5
+"""Seconds from a process's own end to its next start, as under a service manager."""
+OPENING = 30.0
+"""Seconds in which a process that was started may find no server, and end of that."""
 
 
 class Crashed(Exception):
@@ -31,6 +35,7 @@ class Process:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._started = time.monotonic()
+        self._ended: float | None = None
         with self._log.open("ab") as log:
             return subprocess.Popen(self._command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
 
@@ -38,6 +43,11 @@ class Process:
     def pid(self) -> int:
         """Of the incarnation that runs now."""
         return self._running.pid
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended well."""
+        return self._running.poll() == 0
 
     def kill(self) -> bool:
         """SIGKILL: no handler of a signal, no `finally`, no goodbye. Then start anew. False: it had ended before."""
@@ -54,6 +64,24 @@ class Process:
         if status:
             raise Crashed(f"{self.name} ended with status {status}:\n{self.log_end()}")
         return status == 0
+
+    def revive(self) -> bool:
+        """As a service manager does: start it again if it has ended without having done its work; True if so.
+
+        Raises:
+            Crashed: it did not end of what it found at its start, but in the middle of its work.
+        """
+        now = time.monotonic()
+        if not self._running.poll():
+            return False
+        if self._ended is None:
+            self._ended = now
+        if self._ended - self._started > OPENING:
+            self.ended()
+        if now - self._ended < PAUSE:
+            return False
+        self._running = self._start()
+        return True
 
     def stop(self) -> None:
         """SIGTERM, and wait for a clean end. Raises `Crashed` if that is none."""

@@ -1,0 +1,273 @@
+"""The proof: 100,000 transfers while workers and the database are killed, and every account is right.
+
+    make bank [TRANSFERS=100000] [ENGINE=postgresql] [SEED=7]
+    python -m examples.bank [--transfers N] [--engine sqlite] [--seed 7] [--keep FOLDER]
+
+two tellers, their relay, two workers that book and one that writes statements ─→ one of them, any, is killed every
+2 seconds, and the database server every 10; each is started again ─→ nothing is on its way ─→ the books are closed:
+exit 1 if a figure is not what it must be
+"""
+
+import argparse
+import asyncio
+import logging
+import math
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from easybus import Bus, EngineError
+from easybus.engines.contract import AuditedEngine
+
+from ..display import Display
+from ..processes import Crashed, Process
+from ..servers import PrivateServer, private_server
+from .audit import close_the_books, on_its_way, progress, show
+from .database import KINDS, TABLES, Database, open_database
+from .plan import ACCOUNTS, BALANCE
+
+TELLERS, BOOKERS = 2, 2
+STUCK = 90.0
+"""Seconds without any progress after which something hangs: every lease is far shorter."""
+LOOK_EVERY = 0.25
+AWAY = 1.0
+"""Seconds that the killed server stays away: longer than a worker takes to start."""
+STARTS = 5
+"""How often its start is tried: what is tried at its port meanwhile may hold that."""
+
+
+class Bank:
+    """One run: its processes, what kills them, and what is counted about it."""
+
+    def __init__(
+        self, given: argparse.Namespace, *, seed: int, url: str, server: PrivateServer | None, folder: Path
+    ) -> None:
+        self.killed: Counter[str] = Counter()
+        self.revived = 0
+        self.weaknesses: list[str] = []
+        self._given = given
+        self._seed = seed
+        self._url = url
+        self._server = server
+        self._folder = folder
+        self._database: Database = open_database(url)
+        self._random = random.Random(seed)
+        self._began = self._moved_at = time.monotonic()
+        self._seen: Counter[str] = Counter()
+        self._all_at_work = asyncio.Event()
+
+    async def run(self, console: Console) -> bool:
+        """From the first transfer to the closing of the books; whether these are right.
+
+        Raises:
+            Crashed: a process ended that nobody had killed, or did not stop cleanly.
+            TimeoutError: nothing moves any more.
+        """
+        await self._prepare()
+        number = self._given.transfers
+        goals = Counter({"accepted": number, "booked": number, "told": number})
+        # Whoever looks from outside is a service of its own: it relays and handles nothing of the bank's.
+        async with Bus(self._url, service="auditor") as bus:
+            if isinstance(bus.opened.engine, AuditedEngine):
+                self.weaknesses = await bus.opened.engine.durability()
+            with ExitStack() as stack, Display(console, goals) as display:
+                tellers, workers = self._start(stack)
+                killing = asyncio.create_task(self._kill([*tellers, *workers], display))
+                try:
+                    while await self._working(bus, tellers, workers):
+                        await self._look(display)
+                        if killing.done():
+                            killing.result()
+                finally:
+                    await self._stop_killing(killing)
+                for worker in workers:
+                    worker.stop()
+            lines = await close_the_books(bus, self._database, number, self._seed)
+        return show(lines, self._what_happened(time.monotonic() - self._began), console) and not self.weaknesses
+
+    def _what_happened(self, seconds: float) -> dict[str, str]:
+        server = self.killed.pop("server", 0)
+        each = ", ".join(f"{name} {times}" for name, times in sorted(self.killed.items()))
+        return {
+            "workers killed": f"{self.killed.total():,}" + (f" ({each})" if each else ""),
+            "database server killed": f"{server:,}",
+            "found no server, started again": f"{self.revived:,}",
+            "what weakens its durability": "; ".join(self.weaknesses) or "nothing",
+            "seconds": f"{seconds:,.1f}",
+        }
+
+    async def _prepare(self) -> None:
+        """The bank's tables, and what the services declare, before the first of them starts."""
+        os.environ["EASYBUS_URL"] = self._url  # the services read it where they are imported
+        from . import accounts, statements, tellers
+
+        for bus in (accounts.bus, statements.bus, tellers.bus):
+            async with bus:
+                pass
+        db = await self._database.connect()
+        try:
+            for table in TABLES:
+                await self._database.execute(db, table)
+            async with self._database.transaction(db):
+                for account in range(1, ACCOUNTS + 1):
+                    await self._database.execute(db, "INSERT INTO account VALUES (?, ?)", account, BALANCE)
+        finally:
+            await self._database.close(db)
+
+    def _start(self, stack: ExitStack) -> tuple[list[Process], list[Process]]:
+        given, env = self._given, {"EASYBUS_URL": self._url}
+        accepts = [
+            f"--of={TELLERS}",
+            f"--transfers={given.transfers}",
+            f"--seed={self._seed}",
+            f"--pause={given.pause}",
+        ]
+
+        def process(name: str, *command: str) -> Process:
+            started = Process(name, command, env, self._folder)
+            stack.callback(started.destroy)
+            return started
+
+        tellers = [
+            process(f"teller-{n}", "examples.bank.tellers", f"--teller={n}", *accepts) for n in range(1, TELLERS + 1)
+        ]
+        workers = [process("relay", "easybus.cli", "relay", "examples.bank.tellers:bus")]
+        workers += [
+            process(f"accounts-{n}", "easybus.cli", "run", "examples.bank.accounts:bus") for n in range(1, BOOKERS + 1)
+        ]
+        workers.append(process("statements", "easybus.cli", "run", "examples.bank.statements:bus"))
+        return tellers, workers
+
+    # ------------------------------------------------------------------------------------------------------ watching
+
+    async def _working(self, bus: Bus, tellers: Sequence[Process], workers: Sequence[Process]) -> bool:
+        """Whether anything is still to come. Raises `Crashed`, `TimeoutError`."""
+        for process in (*tellers, *workers):
+            if process.revive():
+                self.revived += 1
+        for worker in workers:
+            if worker.finished:
+                raise Crashed(f"{worker.name} ended, and nobody had stopped it")
+        if not all(teller.finished for teller in tellers):
+            found = [teller.name for teller in tellers if not teller.finished]
+        else:
+            try:
+                found = await on_its_way(bus)
+            except EngineError as error:
+                found = [str(error)]
+        if found and time.monotonic() - self._moved_at > STUCK:
+            raise TimeoutError(f"nothing moved for {STUCK:g} s; still there: {', '.join(found)}")
+        return bool(found)
+
+    async def _look(self, display: Display) -> None:
+        await asyncio.sleep(LOOK_EVERY)
+        try:
+            db = await self._database.connect()
+            try:
+                done = await progress(self._database, db)
+            finally:
+                await self._database.close(db)
+        except self._database.lost:
+            return
+        display.update(done)
+        if done != self._seen:
+            self._seen, self._moved_at = done, time.monotonic()
+        if done["told"]:
+            self._all_at_work.set()
+
+    # ------------------------------------------------------------------------------------------------------- killing
+
+    async def _kill(self, processes: Sequence[Process], display: Display) -> None:
+        """From when all of them have something to do: one that is about to start has nothing to lose."""
+        await self._all_at_work.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._given.kill_for), asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._kill_workers(processes, display))
+                if self._server is not None:
+                    tasks.create_task(self._kill_server(self._server, display))
+
+    async def _kill_workers(self, processes: Sequence[Process], display: Display) -> None:
+        while True:
+            await asyncio.sleep(self._given.kill_every)
+            victim = self._random.choice(processes)
+            pid = victim.pid
+            if victim.kill():
+                self.killed[victim.name] += 1
+                display.say(f"{victim.name} (process {pid}) killed, started again")
+
+    async def _kill_server(self, server: PrivateServer, display: Display) -> None:
+        while True:
+            await asyncio.sleep(self._given.server_every)
+            await asyncio.to_thread(server.kill)
+            self.killed["server"] += 1
+            display.say("the database server killed")
+            try:
+                await asyncio.sleep(AWAY)
+            finally:
+                await asyncio.shield(asyncio.to_thread(self._restart, server))
+            display.say("the database server is back")
+
+    def _restart(self, server: PrivateServer) -> None:
+        for left in reversed(range(STARTS)):
+            try:
+                server.start()
+                break
+            except RuntimeError:
+                if not left:
+                    raise
+                time.sleep(AWAY)
+
+    async def _stop_killing(self, killing: asyncio.Task[None]) -> None:
+        killing.cancel()
+        with suppress(asyncio.CancelledError):
+            await killing
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transfers", type=int, default=100_000, metavar="N")
+    parser.add_argument("--engine", default="postgresql", help=", ".join(KINDS))
+    parser.add_argument("--seed", type=int, default=None, help="who pays whom, and who is killed")
+    parser.add_argument("--kill-every", type=float, default=2.0, help="a worker, in seconds", metavar="S")
+    parser.add_argument("--server-every", type=float, default=10.0, help="the database server", metavar="S")
+    parser.add_argument("--kill-for", type=float, default=math.inf, help="kill no more after so long", metavar="S")
+    parser.add_argument("--pause", type=float, default=0.0, help="a teller's seconds between customers", metavar="S")
+    parser.add_argument("--keep", type=Path, help="a new folder for the logs, kept", metavar="FOLDER")
+    given = parser.parse_args()
+    seed = random.SystemRandom().randrange(10_000) if given.seed is None else given.seed
+    console = Console(highlight=False)
+    with ExitStack() as stack:
+        folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bank-")))
+        folder.mkdir(exist_ok=given.keep is None)
+        folder = folder.resolve()
+        logging.basicConfig(filename=folder / "auditor.log")
+        server = stack.enter_context(private_server(given.engine, KINDS))
+        url = f"sqlite:///{folder / 'bank.db'}" if server is None else server.url()
+        console.print(
+            f"seed {seed}: {given.transfers:,} transfers on {given.engine}; a worker is killed every "
+            f"{given.kill_every:g} s" + ("" if server is None else f", the server every {given.server_every:g} s"),
+            soft_wrap=True,
+        )
+        bank = Bank(given, seed=seed, url=url, server=server, folder=folder)
+        try:
+            right = asyncio.run(bank.run(console))
+        except (Crashed, TimeoutError) as error:
+            console.print(f"FAILED: {error}", style="bold red", markup=False)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        console.print("every account is right" if right else "WRONG", style="bold green" if right else "bold red")
+        sys.exit(0 if right else 1)
+
+
+if __name__ == "__main__":
+    main()
