@@ -33,6 +33,7 @@ from .opened import Opened, undeclared
 from .outgoing import SendOptions, message_of, publication_of, publications_of
 from .receiving.invoke import Middleware, Provided
 from .receiving.retry import DEFAULT, Retrying
+from .receiving.threads import Threads
 from .running import Running, Signals
 from .sending.outbox import write as write_outbox
 from .sending.outbox import write_async as write_outbox_async
@@ -89,6 +90,8 @@ class Bus(Declaring):
         self.dead_letters_go = dead_letters
         self.unrouted: Counter[tuple[str, str]] = Counter()
         """Topic sends that no queue matched, by topic and route key."""
+        self.threads: Callable[[], Threads] = Threads
+        """Makes the threads that plain functions run in, while the bus is open."""
         self._url = url
         self._storage_url = storage
         self._clock: Clock = SystemClock()

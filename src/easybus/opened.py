@@ -33,6 +33,7 @@ from .engines.contract import (
 from .errors import ConfigurationError, NotDeclared, NotSupported
 from .message import Message
 from .receiving.invoke import call_with_message
+from .receiving.threads import Threads
 from .sending.checkback import Checkback
 from .sending.relay import Relay
 from .topic import Queue, Topic
@@ -88,6 +89,7 @@ class Opened:
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._declaring = asyncio.Lock()
+        self.threads: Threads = bus.threads()
         self.pid = os.getpid()
 
     def check(self) -> None:
@@ -168,7 +170,7 @@ class Opened:
             )
             for topic, (function, policy) in bus.answers.items():
                 target = bus.targets["topic", topic]
-                self.checkback.answer(topic, _answer(function, target), policy)
+                self.checkback.answer(topic, _answer(function, target, self.threads), policy)
         loops = [("pump", self.publisher.pump), *((f"relay {n}", relay.run) for n, relay in enumerate(self.relays))]
         if self.checkback is not None:
             loops.append(("checker", self.checkback.run))
@@ -190,6 +192,7 @@ class Opened:
             await self.publisher.drained()
         if self.checkback is not None:
             await self.checkback.drained()
+        await self.threads.close()
         await self._stack.aclose()
 
     def _marked(self, queue: str) -> None:
@@ -256,9 +259,13 @@ class Opened:
             )
 
 
-def _answer(function: Callable[..., Any], target: Topic[Any] | Queue[Any]) -> Callable[[Message], Any]:
+def _answer(
+    function: Callable[..., Any], target: Topic[Any] | Queue[Any], threads: Threads
+) -> Callable[[Message], Any]:
     async def answer(message: Message) -> bool | None:
-        result: bool | None = await call_with_message(function, message, lambda: target.payloads.decode(message)[1])
+        result: bool | None = await call_with_message(
+            function, message, lambda: target.payloads.decode(message)[1], threads
+        )
         return result
 
     return answer

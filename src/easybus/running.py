@@ -78,6 +78,7 @@ class Running:
             clock=clock,
             logger=logger,
             failed=lambda message, error: self.failures(message, error) if self.failures is not None else None,
+            threads=opened.threads,
         )
         replayer = None
         if letters is not None:
@@ -128,6 +129,7 @@ class Running:
                 within=options.within if opening is None else opening.kind,
                 middleware=self._bus.middleware,
                 names=definition.names,
+                threads=self._opened.threads,
             )
         if opening is not None:
             self._openings.append((opening, list(subscription.functions.values())))
@@ -140,7 +142,15 @@ class Running:
             return None
         if isinstance(within, type) and self._opened.storage.transaction(within) is not None:
             return None
-        return Opening(within, self._providers, self._opened.storage.outbox, lease=options.lease, writer=self._writer)
+        opened = self._opened
+        return Opening(
+            within,
+            self._providers,
+            opened.storage.outbox,
+            lease=options.lease,
+            writer=self._writer,
+            threads=opened.threads,
+        )
 
     def _warn_of_short_memory(self, queue: str, options: HandlerOptions) -> None:
         if options.dedupe is not None and (options.horizon is None or options.keep < options.horizon):

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..errors import ConfigurationError
 from ..message import Message
+from .threads import Threads
 
 __all__ = ["Call", "Invoker", "Middleware", "Provided", "Providers", "call_with_message"]
 
@@ -101,9 +102,10 @@ class Invoker:
         within: Any = None,
         middleware: tuple[Middleware, ...] = (),
         names: Mapping[str, Any] | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        """`names`: what annotations may mean beside the function's globals. Raises `ConfigurationError` for a
-        parameter that nothing provides."""
+        """`names`: what annotations may mean beside the function's globals; `threads`: where it runs if it is plain.
+        Raises `ConfigurationError` for a parameter that nothing provides."""
         self.function = function
         self.name = getattr(function, "__qualname__", repr(function))
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -116,6 +118,7 @@ class Invoker:
         self._first = first
         self._rest = rest
         self._middleware = middleware
+        self._in_thread = (threads or Threads()).run
         self.threads = 0
         """Calls under way in threads: these cannot be cancelled."""
         plain = not rest and first == _PAYLOAD and not middleware and not self.sync
@@ -152,40 +155,22 @@ class Invoker:
                 return await self.function(first, **named)
             self.threads += 1
             try:
-                result = await in_thread(self.function, first, **named)
+                result = await self._in_thread(self.function, first, **named)
                 # A coroutine function in plain wrapping: what is not awaited never took place.
                 return await result if inspect.isawaitable(result) else result
             finally:
                 self.threads -= 1
 
 
-async def in_thread(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """Run in a thread, and wait for its end even when cancelled: the work of a thread cannot be taken back."""
-    task = asyncio.ensure_future(asyncio.to_thread(function, *args, **named))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:
-            if not task.done():
-                raise
-    if cancelled is not None:
-        task.exception()  # seen: the cancellation says more
-        raise cancelled
-    return task.result()
-
-
-async def call_with_message(function: Callable[..., Any], message: Message, payload: Callable[[], Any]) -> Any:
+async def call_with_message(
+    function: Callable[..., Any], message: Message, payload: Callable[[], Any], threads: Threads
+) -> Any:
     """Call `committed` or `already_handled`: with the payload, or with the `Message` where it is annotated so."""
     wants = getattr(function, "__easybus_wants__", None) or wants_message(function)
     value = message if wants == _MESSAGE else payload()
     if _is_async(function):
         return await function(value)
-    answer = await asyncio.to_thread(function, value)
+    answer = await threads.run(function, value)
     return await answer if inspect.isawaitable(answer) else answer
 
 

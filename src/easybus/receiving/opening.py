@@ -2,7 +2,8 @@
 
 made (provided per message, or by a sessionmaker) → begun → the bus's database? → handler → DONE → commit → closed
 
-What the library does by itself runs on the event loop where it is async, and else in threads, one step after another.
+What the library does by itself runs on the event loop where it is async, and else in threads, one step after another;
+where a connection belongs to a thread, all of it in that one, the handler too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any, TypeAlias, cast
 
 from .. import transactions
 from ..errors import ConfigurationError
-from ..transactions import HandlerTransaction, Target
-from .invoke import Invoker, Providers, in_thread
+from ..transactions import HandlerTransaction, Opener, Target
+from .invoke import Invoker, Providers
+from .threads import Threads
 
 __all__ = ["Opening", "is_opened_by_bus"]
 
-Make: TypeAlias = Callable[[AsyncExitStack], Awaitable[Any]]
-"""Makes a session or connection, which the stack closes."""
+Make: TypeAlias = Callable[[AsyncExitStack], Awaitable[tuple[Any, Any]]]
+"""Makes a session or connection, which the stack closes, and its transaction."""
 
 _ONE_WRITER = ("sqlite3",)
 _ROLLBACK = 10.0
@@ -37,18 +39,40 @@ class Opening:
     """Where a queue's handlers get their transactions from."""
 
     def __init__(
-        self, within: Any, providers: Providers, outbox: Target | None, *, lease: float, writer: asyncio.Lock
+        self,
+        within: Any,
+        providers: Providers,
+        outbox: Target | None,
+        *,
+        lease: float,
+        writer: asyncio.Lock,
+        threads: Threads,
     ) -> None:
         """`lease`: seconds after which a transaction that does nothing is ended by a server that can. `writer`: held
         meanwhile, where a database has one writer at a time.
 
         Raises `ConfigurationError`: `within` is nothing that could be opened, or is not fresh for each message.
         """
+        self._threads = threads
+        opener = transactions.opener(within)
+        if opener is not None:
+            self.kind, self.name, self._make = opener.kind, opener.name, self._of_a_thread(opener)
+        else:
+            self.kind, self._make = self._of_sessions(within, providers)
+            self.name = self.kind.__name__
+        self._outbox = outbox
+        self._lease = lease
+        self._writer = writer
+        self._open: dict[int, HandlerTransaction] = {}
+
+    def _of_sessions(self, within: Any, providers: Providers) -> tuple[type[Any], Make]:
+        """What handlers are given, and how it is made. Raises `ConfigurationError`."""
         made: Any = within if isinstance(within, type) else getattr(within, "class_", None)
         if not isinstance(made, type):
             raise ConfigurationError(
-                f"within={within!r}: it is a connection's or session's class, or a sessionmaker; for any other factory "
-                "write bus.provide(AsyncSession, factory, per='message') and within=AsyncSession"
+                f"within={within!r}: it is a connection's or session's class, a sessionmaker, or Django's "
+                "transaction.atomic; for any other factory write bus.provide(AsyncSession, factory, per='message') and "
+                "within=AsyncSession"
             )
         if made is within and not providers.per_message(within):
             name = within.__name__
@@ -56,13 +80,32 @@ class Opening:
                 f"within={name}: the one that is provided is shared by all handlers, and a transaction is one "
                 f"message's; write bus.provide({name}, factory, per='message')"
             )
-        self.kind: type[Any] = made
-        """What handlers are given."""
-        self._make: Make = _from(within) if made is not within else lambda stack: providers.get(within, stack)
-        self._outbox = outbox
-        self._lease = lease
-        self._writer = writer
-        self._open: dict[int, HandlerTransaction] = {}
+        factory: Callable[[AsyncExitStack], Awaitable[Any]] = (
+            self._from(within) if made is not within else lambda stack: providers.get(within, stack)
+        )
+
+        async def make(stack: AsyncExitStack) -> tuple[Any, Any]:
+            session = await factory(stack)
+            return session, transactions.find(session)
+
+        return made, make
+
+    def _from(self, factory: Callable[[], Any]) -> Callable[[AsyncExitStack], Awaitable[Any]]:
+        async def make(stack: AsyncExitStack) -> Any:
+            made = factory()
+            if hasattr(made, "__aenter__"):
+                return await stack.enter_async_context(made)
+            stack.push_async_callback(self._threads.run, made.close)
+            return made
+
+        return make
+
+    def _of_a_thread(self, opener: Opener) -> Make:
+        async def make(stack: AsyncExitStack) -> tuple[Any, Any]:
+            await stack.enter_async_context(self._threads.kept())
+            return await self._threads.run(opener.open)
+
+        return make
 
     async def check(self, invokers: Sequence[Invoker]) -> None:
         """Open one, and undo it.
@@ -74,7 +117,7 @@ class Opening:
             async with self.begin() as made:
                 caller = self._open[id(made)]
                 for invoker in invokers:
-                    _check_kind(invoker, caller, self.kind.__name__)
+                    _check_kind(invoker, caller, self.name)
                 raise _Looked
 
     @contextlib.asynccontextmanager
@@ -86,22 +129,22 @@ class Opening:
             Unavailable: the commit's outcome is unknown.
         """
         async with AsyncExitStack() as stack:
-            made = await self._make(stack)
-            caller = cast("HandlerTransaction", transactions.find(made))
-            if not hasattr(caller, "start"):
-                raise ConfigurationError(f"within={self.kind.__name__}: the bus cannot begin and end one of these")
+            made, found = await self._make(stack)
+            if not hasattr(found, "start"):
+                raise ConfigurationError(f"within={self.name}: the bus cannot begin and end one of these")
+            caller = cast("HandlerTransaction", found)
             if caller.library in _ONE_WRITER:
                 await stack.enter_async_context(self._writer)
             try:
                 await self._check_database(caller)
-                await _step(caller, caller.start, self._lease)
+                await self._step(caller, caller.start, self._lease)
                 self._open[id(made)] = caller
                 yield made
-                await _step(caller, caller.commit)
+                await self._step(caller, caller.commit)
             except BaseException:
                 with contextlib.suppress(Exception):  # the first error is what counts
                     async with asyncio.timeout(_ROLLBACK):
-                        await _step(caller, caller.rollback)
+                        await self._step(caller, caller.rollback)
                 raise
             finally:
                 self._open.pop(id(made), None)
@@ -109,7 +152,7 @@ class Opening:
     async def complete(self, made: Any, statement: str, parameters: Sequence[Any]) -> int:
         """Run the last statement of this transaction; returns how many rows it changed."""
         caller = self._open[id(made)]
-        changed: int = await _step(caller, caller.complete, statement, parameters)
+        changed: int = await self._step(caller, caller.complete, statement, parameters)
         return changed
 
     async def _check_database(self, caller: HandlerTransaction) -> None:
@@ -117,31 +160,19 @@ class Opening:
             transactions.check_library(caller, self._outbox)
             transactions.check_open(caller)
             statement, value = self._outbox.identity()
-            if await _step(caller, caller.identity, statement) == value:
+            if await self._step(caller, caller.identity, statement) == value:
                 return
         raise ConfigurationError(
-            f"within={self.kind.__name__}: its database is not the bus's storage, so DONE could not be written in the "
+            f"within={self.name}: its database is not the bus's storage, so DONE could not be written in the "
             "same transaction; write Bus(url, storage='URL of that database'), in a test bus.testing(storage=...)"
         )
+
+    async def _step(self, caller: HandlerTransaction, call: Callable[..., Any], *given: Any) -> Any:
+        return await call(*given) if caller.is_async else await self._threads.run(call, *given)
 
 
 class _Looked(Exception):
     """Nothing is wrong: undo."""
-
-
-def _from(factory: Callable[[], Any]) -> Make:
-    async def make(stack: AsyncExitStack) -> Any:
-        made = factory()
-        if hasattr(made, "__aenter__"):
-            return await stack.enter_async_context(made)
-        stack.push_async_callback(in_thread, made.close)
-        return made
-
-    return make
-
-
-async def _step(caller: HandlerTransaction, call: Callable[..., Any], *given: Any) -> Any:
-    return await call(*given) if caller.is_async else await in_thread(call, *given)
 
 
 def _check_kind(invoker: Invoker, caller: HandlerTransaction, name: str) -> None:

@@ -31,6 +31,7 @@ from .invoke import Invoker, call_with_message
 from .retry import delay_after
 from .settle import Settler
 from .subscription import Subscription
+from .threads import Threads
 from .within import ExactlyOnce, NotTheHolder
 
 __all__ = ["Pipeline"]
@@ -54,8 +55,10 @@ class Pipeline:
         clock: Clock,
         logger: logging.Logger,
         failed: Callable[[Message, BaseException], None] | None = None,
+        threads: Threads | None = None,
     ) -> None:
-        """`failed`: told of every exception that a handler raised."""
+        """`failed`: told of every exception that a handler raised; `threads`: where `already_handled` runs if it is
+        plain."""
         self.subscription = subscription
         self.options = subscription.options
         self._settler = settler
@@ -64,6 +67,7 @@ class Pipeline:
         self._clock = clock
         self._logger = logger
         self._failed = failed
+        self._threads = threads or Threads()
         self.holding: set[Hand] = set()
         """What is claimed and not settled: renewed."""
 
@@ -175,7 +179,8 @@ class Pipeline:
         """True: settled here, the handler is not to run."""
         assert self.options.already_handled is not None  # noqa: S101 - asked only then
         try:
-            answer = await call_with_message(self.options.already_handled, hand.message, lambda: hand.payload)
+            asked = self.options.already_handled
+            answer = await call_with_message(asked, hand.message, lambda: hand.payload, self._threads)
         except Exception as error:
             self._logger.warning("already_handled of queue %r failed, asked again: %s", self._settler.queue, error)
             answer = None

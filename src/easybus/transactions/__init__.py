@@ -14,14 +14,17 @@ from ..errors import ConfigurationError
 
 __all__ = [
     "LIBRARIES",
+    "OPENERS",
     "SQLITE",
     "CallerTransaction",
     "HandlerTransaction",
+    "Opener",
     "Target",
     "check",
     "check_library",
     "check_open",
     "find",
+    "opener",
 ]
 
 _SQLALCHEMY = (
@@ -41,7 +44,13 @@ LIBRARIES: Mapping[str, tuple[str, str]] = {
         "sqlalchemy_session",
         _SQLALCHEMY,
     ),
+    "django": (
+        "django_connection",
+        "django.db.backends.base.base.BaseDatabaseWrapper, django.utils.connection.ConnectionProxy",
+    ),
 }
+OPENERS: Mapping[str, str] = {"django.db.transaction": "django_atomic"}
+"""Module of what users pass as a handler's `within=` that is no type → module here, with `opener(obj) -> Opener`."""
 
 SQLITE = ("sqlite3", "apsw")
 """Libraries of which only one may have a file open in a process."""
@@ -111,6 +120,29 @@ class Target(Protocol):
     def identity(self) -> tuple[str, str]:
         """The statement, and its value on a connection to the outbox's own database."""
         ...
+
+
+class Opener(Protocol):
+    """Opens transactions that belong to the thread which opens them, for handlers to work in."""
+
+    kind: type[Any]
+    """What handlers may ask for."""
+    name: str
+    """What users passed, as they wrote it."""
+
+    def open(self) -> tuple[Any, HandlerTransaction]:
+        """What the handler is given, and the transaction on it; used in the calling thread only."""
+        ...
+
+
+def opener(within: object) -> Opener | None:
+    """What opens a handler's transactions for `within`, if that belongs to a thread. Raises `ConfigurationError`."""
+    name = OPENERS.get(getattr(within, "__module__", None) or "")
+    if name is None:
+        return None
+    module = importlib.import_module(f"{__name__}.{name}")
+    made: Opener = module.opener(within)
+    return made
 
 
 def find(obj: object) -> CallerTransaction:
