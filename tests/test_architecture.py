@@ -51,6 +51,7 @@ FLOOR_OF = {
     "promises": "bus",
     "blocking": "bus",
     "cli": "top",
+    "django": "top",
     "testing": "top",
 }
 UPWARD = {
@@ -205,6 +206,7 @@ OPTIONAL = [
     "apsw",
     "asyncmy",
     "asyncpg",
+    "django",
     "psycopg",
     "pymysql",
     "hiredis",

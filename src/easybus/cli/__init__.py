@@ -11,12 +11,20 @@ It needs the extra `cli`; without it `main` says so in one line.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["main"]
+__all__ = ["load", "main"]
 
 
 def main() -> None:
     """Run the command line with `sys.argv`, and exit: 0 done, 1 failed (the reason is on stderr), 2 wrong usage."""
+    load()(prog_name="easybus")
+
+
+def load() -> Callable[..., Any]:
+    """What runs the command line: called with `args`, `prog_name`, and as `obj` the words that start this program for
+    a worker, where they are not `python -m easybus.cli`."""
     try:
         from .app import app
     except ModuleNotFoundError as error:
@@ -24,4 +32,4 @@ def main() -> None:
             raise
         print(f"easybus: the command line needs {error.name}: pip install 'easybus[cli]'", file=sys.stderr)
         raise SystemExit(1) from None
-    app(prog_name="easybus")
+    return app

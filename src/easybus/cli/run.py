@@ -30,6 +30,7 @@ class _Visible(logging.Formatter):
 
 @guarded
 def run(
+    context: typer.Context,
     app: AppArgument = None,
     factory: FactoryOption = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; each handles every queue.")] = 1,
@@ -49,9 +50,10 @@ def run(
 
     What is in hand is finished first; a second signal ends that. A worker that dies is started again.
     """
+    program: list[str] = context.obj or [sys.executable, "-m", "easybus.cli"]
     if reload:
         # The code is not loaded here: it would be the old one after the first change, and may be broken now.
-        Supervisor(_command(app, factory, only, concurrency), workers, _changes()).run_or_exit()
+        Supervisor(_command(program, app, factory, only, concurrency), workers, _changes()).run_or_exit()
         return
     bus = load_bus(app, factory=factory)
     if not bus.handlers:
@@ -64,7 +66,7 @@ def run(
             )
     if workers > 1:
         _refuse_unshared(bus.url)
-        Supervisor(_command(app, factory, only, concurrency), workers).run_or_exit()
+        Supervisor(_command(program, app, factory, only, concurrency), workers).run_or_exit()
         return
     if supervised:
         stop_with_parent()
@@ -81,11 +83,13 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _command(app: str | None, factory: bool, only: list[str] | None, concurrency: int | None) -> list[str]:
+def _command(
+    program: list[str], app: str | None, factory: bool, only: list[str] | None, concurrency: int | None
+) -> list[str]:
     if not app:
         load_bus(app)  # says what is missing
         raise Misused("no app")
-    words = [sys.executable, "-m", "easybus.cli", "run", app, "--supervised"]
+    words = [*program, "run", app, "--supervised"]
     words += ["--factory"] if factory else []
     words += [word for queue in only or () for word in ("--only", queue)]
     return words + ([] if concurrency is None else ["--concurrency", str(concurrency)])

@@ -20,9 +20,6 @@ from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
 from .sqlstates import elsewhere
 
 _VENDORS = ("postgresql", "sqlite", "mysql")
-_SAVEPOINT = 'SAVEPOINT "easybus identity"'
-_BACK = 'ROLLBACK TO SAVEPOINT "easybus identity"'
-_RELEASE = 'RELEASE SAVEPOINT "easybus identity"'
 
 _identities: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 """The library's own connection never changes its database, so each is asked once."""
@@ -93,17 +90,14 @@ class DjangoTransaction:
         return statement, tuple(params)
 
     def _ask_postgresql(self, statement: str) -> tuple[Any, ...] | None:
-        # Within a savepoint: in another database the statement fails, and must not take the transaction with it.
-        self.execute(_SAVEPOINT)
-        row = None
+        # In another database the statement fails, and must not take the caller's transaction with it: a savepoint.
         try:
-            row = self.fetch_one(statement)
+            with transaction.atomic(using=self._connection.alias):
+                return self.fetch_one(statement)
         except DatabaseError as error:
-            self.execute(_BACK)
-            if not elsewhere(cause(error)):
-                raise
-        self.execute(_RELEASE)
-        return row
+            if elsewhere(cause(error)):
+                return None
+            raise
 
     def _ask_mysql(self, statement: str) -> tuple[Any, ...] | None:
         try:

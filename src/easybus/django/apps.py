@@ -1,0 +1,32 @@
+"""What happens when Django starts."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+__all__ = ["EasybusConfig"]
+
+
+class EasybusConfig(AppConfig):
+    """The app `easybus.django`."""
+
+    name = "easybus.django"
+    label = "easybus"
+    verbose_name = "Message bus"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Find the bus and its handlers, and look after Django's connections around them.
+
+        Raises:
+            ImproperlyConfigured: the setting `EASYBUS` is missing or wrong.
+        """
+        from .around import DjangoThreads, orm_apart
+        from .discovery import discover
+        from .project import get_bus
+
+        bus = get_bus()
+        discover(bus)
+        bus.threads = DjangoThreads
+        if orm_apart not in bus.middleware:
+            bus.middleware = (orm_apart, *bus.middleware)
