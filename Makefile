@@ -3,7 +3,7 @@
 #   make demo [SEED=7] [ENGINE=postgresql]              examples/flights: processes are killed, and every total is right
 #   make bank [TRANSFERS=100000] [ENGINE=postgresql] [SEED=7]    examples/bank: its workers and the database are killed
 #   make test        every test that ends in 15 minutes, on this Python, then the core on the others that are installed
-#   make test-long   the tests with full figures, hours; ARGS="-k soak" picks some
+#   make test-long   the tests with full figures, hours; ARGS="-k deaths" picks some; their table goes into docs/tested.md
 #   make bench       the benchmarks; ARGS goes to them
 #   make lint types docs                                what CI checks besides
 

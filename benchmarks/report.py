@@ -113,10 +113,11 @@ def fill_blocks(results: Path = RESULTS, whole: Path | None = None, short: Path 
         whole or ROOT / "docs" / "benchmarks.md": everything,
         short or ROOT / "README.md": _short([json.loads((results / f"{name}.json").read_text()) for name in found]),
     }
-    return [document for document, text in texts.items() if _fill(document, text)]
+    return [document for document, text in texts.items() if fill(document, text)]
 
 
-def _fill(document: Path, text: str) -> bool:
+def fill(document: Path, text: str) -> bool:
+    """Put a text into a document's block; False: it has none."""
     before, begin, rest = document.read_text().partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:

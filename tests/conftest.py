@@ -1,6 +1,7 @@
 """EASYBUS_TEST_LOOP=uvloop runs every async test on uvloop; without it they run on asyncio's own loop.
 
-Tests that need a server are marked `server`, by the fixtures that they ask for.
+Tests that need a server are marked `server`, by the fixtures that they ask for. A run of the long tests alone writes
+what they came to (`long_table`).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from tests import long_table
 from tests.servers import fixtures
 from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by name
 
@@ -24,6 +26,10 @@ if LOOP == "uvloop":
 
 elif LOOP != "asyncio":
     raise ValueError(f"EASYBUS_TEST_LOOP is {LOOP!r}; it can be asyncio or uvloop")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    long_table.register(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
