@@ -15,6 +15,9 @@ endif
 
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
+# Most tests wait, for servers, disks and leases: twice as many at once as two processors run. A worker that has nothing
+# left takes over what another has not begun, and each starts the servers that its own tests ask for.
+MANY := -n 4 --dist worksteal
 # The other Pythons: on the PATH or of pyenv, one of each version, without the one that .venv is made with.
 OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
   $$p -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && { \
@@ -32,7 +35,7 @@ bank: .venv/.test servers
 test: test-main test-alone test-others
 
 test-main: .venv/.test servers
-	$(PYTEST) -n 2 -m "not alone and not long" $(ARGS)
+	$(PYTEST) $(MANY) -m "not alone and not long" $(ARGS)
 
 # One at a time: these kill processes and measure time, so nothing else may want the machine.
 test-alone: .venv/.test test-main
@@ -94,7 +97,7 @@ clean:
 .PHONY: .other
 .other: .venv-$(V)/.test
 	@echo "--- Python $(V)"
-	.venv-$(V)/bin/python -m pytest -n 2 -m "not alone and not long and not server" tests/unit tests/contracts
+	.venv-$(V)/bin/python -m pytest $(MANY) -m "not alone and not long and not server" tests/unit tests/contracts
 
 .venv-$(V)/.test: pyproject.toml
 	$(P) -m venv --clear .venv-$(V)
