@@ -37,7 +37,7 @@ from .plan import ACCOUNTS, BALANCE
 TELLERS, BOOKERS = 2, 2
 STUCK = 90.0
 """Seconds without any progress after which something hangs: every lease is far shorter."""
-LOOK_EVERY = 0.25
+LOOK_EVERY = 0.5
 AWAY = 1.0
 """Seconds that the killed server stays away: longer than a worker takes to start."""
 STARTS = 5

@@ -96,7 +96,7 @@ class Postgresql(Database):
         import asyncpg
 
         self.Connection = asyncpg.Connection
-        self.lost = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+        self.lost = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
         self._library: Any = asyncpg
 
     async def connect(self) -> Any:
