@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -63,6 +64,7 @@ class Bank:
         self._began = self._moved_at = time.monotonic()
         self._seen: Counter[str] = Counter()
         self._all_at_work = asyncio.Event()
+        self._db: Any = None
 
     async def run(self, console: Console) -> bool:
         """From the first transfer to the closing of the books; whether these are right.
@@ -87,6 +89,7 @@ class Bank:
                         if killing.done():
                             killing.result()
                 finally:
+                    await self._stop_looking()
                     await self._stop_killing(killing)
                 for worker in workers:
                     worker.stop()
@@ -170,18 +173,22 @@ class Bank:
     async def _look(self, display: Display) -> None:
         await asyncio.sleep(LOOK_EVERY)
         try:
-            db = await self._database.connect()
-            try:
-                done = await progress(self._database, db)
-            finally:
-                await self._database.close(db)
+            if self._db is None:
+                self._db = await self._database.connect()
+            done = await progress(self._database, self._db)
         except self._database.lost:
+            await self._stop_looking()
             return
         display.update(done)
         if done != self._seen:
             self._seen, self._moved_at = done, time.monotonic()
         if done["told"]:
             self._all_at_work.set()
+
+    async def _stop_looking(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            await self._database.close(db)
 
     # ------------------------------------------------------------------------------------------------------- killing
 
