@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -252,6 +253,7 @@ def main() -> None:
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(10_000) if given.seed is None else given.seed
     console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing running
     with ExitStack() as stack:
         folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bank-")))
         folder.mkdir(exist_ok=given.keep is None)
