@@ -37,7 +37,9 @@ class Process:
         self._started = time.monotonic()
         self._ended: float | None = None
         with self._log.open("ab") as log:
-            return subprocess.Popen(self._command, env=self._env, cwd=ROOT, stdout=log, stderr=log)
+            return subprocess.Popen(  # a session of its own, as under a service manager: a Ctrl-C is not for it
+                self._command, env=self._env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
 
     @property
     def pid(self) -> int:
