@@ -42,8 +42,8 @@ STUCK = 90.0
 LOOK_EVERY = 0.5
 AWAY = 1.0
 """Seconds that the killed server stays away: longer than a worker takes to start."""
-STARTS = 5
-"""How often its start is tried: what is tried at its port meanwhile may hold that."""
+STARTS = 20
+"""How often its start is tried, a second apart: what others try at its port meanwhile may hold that."""
 
 
 class Bank:
@@ -197,10 +197,8 @@ class Bank:
         """From when all of them have something to do: one that is about to start has nothing to lose."""
         await self._all_at_work.wait()
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._given.kill_for), asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._kill_workers(processes, display))
-                if self._server is not None:
-                    tasks.create_task(self._kill_server(self._server, display))
+            async with asyncio.timeout(self._given.kill_for):
+                await asyncio.gather(self._kill_workers(processes, display), self._kill_server(display))
 
     async def _kill_workers(self, processes: Sequence[Process], display: Display) -> None:
         while True:
@@ -211,27 +209,28 @@ class Bank:
                 self.killed[victim.name] += 1
                 display.say(f"{victim.name} (process {pid}) killed, started again")
 
-    async def _kill_server(self, server: PrivateServer, display: Display) -> None:
-        while True:
+    async def _kill_server(self, display: Display) -> None:
+        while self._server is not None:
             await asyncio.sleep(self._given.server_every)
-            await asyncio.to_thread(server.kill)
-            self.killed["server"] += 1
-            display.say("the database server killed")
+            display.say("the database server is killed")
+            under_way = asyncio.ensure_future(asyncio.to_thread(self._kill_and_restart, self._server))
             try:
-                await asyncio.sleep(AWAY)
+                await asyncio.shield(under_way)
             finally:
-                await asyncio.shield(asyncio.to_thread(self._restart, server))
+                await under_way  # it is up in the end, whatever ends this
             display.say("the database server is back")
 
-    def _restart(self, server: PrivateServer) -> None:
+    def _kill_and_restart(self, server: PrivateServer) -> None:
+        server.kill()
+        self.killed["server"] += 1
         for left in reversed(range(STARTS)):
+            time.sleep(AWAY)
             try:
                 server.start()
                 break
             except RuntimeError:
                 if not left:
                     raise
-                time.sleep(AWAY)
 
     async def _stop_killing(self, killing: asyncio.Task[None]) -> None:
         killing.cancel()
@@ -269,7 +268,7 @@ def main() -> None:
         bank = Bank(given, seed=seed, url=url, server=server, folder=folder)
         try:
             right = asyncio.run(bank.run(console))
-        except (Crashed, TimeoutError) as error:
+        except (Crashed, TimeoutError, RuntimeError) as error:
             console.print(f"FAILED: {error}", style="bold red", markup=False)
             sys.exit(1)
         except KeyboardInterrupt:

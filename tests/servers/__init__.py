@@ -102,9 +102,12 @@ class Server:
         process = self._process
         if process is None:
             return
-        self._signal(signal.SIGKILL)
+        family = self._signal(signal.SIGKILL)
         process.wait(PATIENCE)
         self._process = None
+        deadline = time.monotonic() + PATIENCE
+        while any(_state(pid) for pid in family) and time.monotonic() < deadline:
+            time.sleep(0.01)  # one that waits for the disk dies later, and holds the data until then
 
     def restart(self) -> None:
         """Kill it, and start it again on the same data and port."""
@@ -164,15 +167,29 @@ class Server:
             **streams,
         )
 
-    def _signal(self, sign: signal.Signals) -> None:
-        # The parent first: a frozen or killed one spawns nothing more. Its children keep its number while it is not
-        # waited for, so they are read before.
-        if self._process is None or self._process.poll() is not None:
-            return
-        family = _descendants(self._process.pid)
-        for pid in [self._process.pid, *family]:
+    def _signal(self, sign: signal.Signals) -> list[int]:
+        """To it and all that it has spawned, which is returned. Stopped first, it spawns nothing more meanwhile; and
+        its children keep its number while it is not waited for, so they are read before."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return []
+        process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE
+        while _state(process.pid) not in ("", "T", "t") and time.monotonic() < deadline:
+            time.sleep(0.001)
+        family = _descendants(process.pid)
+        for pid in [process.pid, *family]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sign)
+        return family
+
+
+def _state(pid: int) -> str:
+    """Its state's letter; empty for one that has ended."""
+    with contextlib.suppress(OSError, IndexError):
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        return "" if state in "ZX" else state
+    return ""
 
 
 def _descendants(pid: int) -> list[int]:
