@@ -164,13 +164,13 @@ class Harness:
     async def advance(self, *, seconds: float = 0, minutes: float = 0, hours: float = 0, days: float = 0) -> None:
         """Let this time pass: what falls due on the way takes place at its time, in order.
 
-        Over long spans, the bus's own looking-around (for halves, for marked letters) is coarser: a thousandth of it.
+        Over long spans, the bus's own looking-around (for halves, for marked letters) is coarser: a hundredth of it.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days).total_seconds()
         if span < 0:
             raise ValueError(f"time runs forward: {span} seconds were given")
         until = self.clock.time() + span
-        step = max(0.5, span / 1000)
+        step = max(0.5, span / 100)
         await self._settle(patient=False)
         while (now := self.clock.time()) < until:
             # A handler at work has a lease to be renewed in time; else only what is really due makes a stop.

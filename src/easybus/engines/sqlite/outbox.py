@@ -169,7 +169,7 @@ class SqliteOutbox:
         watcher = writer.watchers.watch(_CHANGED)
         try:
             await writer.read(lambda connection: None)  # the thread begins to look abroad
-            await wait(self._clock, watcher, seconds)
+            await wait(self._clock, watcher, seconds, poll=True)
         finally:
             writer.watchers.forget(_CHANGED, watcher)
 

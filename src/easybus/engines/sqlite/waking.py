@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from ...clock import Clock, wait
@@ -75,7 +76,17 @@ async def until_found(
             now = clock.time()
             if found or now >= end:
                 return found
-            until = min(end, due + _SLACK) if due else end
-            await wait(clock, watcher, max(_SLACK, until - now))
+            # What is due beyond the end has its timer too: a test's clock stops for that, and not for each look.
+            timer = clock.call_later(max(_SLACK, due + _SLACK - now), partial(_wake, watcher)) if due else None
+            try:
+                await wait(clock, watcher, max(_SLACK, end - now), poll=True)
+            finally:
+                if timer is not None:
+                    timer.cancel()
         finally:
             watchers.forget(name, watcher)
+
+
+def _wake(watcher: Watcher) -> None:
+    if not watcher.done():
+        watcher.set_result(None)
