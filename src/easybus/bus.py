@@ -78,6 +78,7 @@ class Bus(Declaring):
             databases: URLs of further databases whose outbox this bus relays.
         """
         super().__init__()
+        self.provided[Bus] = Provided(lambda: self, "process", owned=False)  # handlers in routers send by it
         if not service:
             raise ConfigurationError("service= is empty; it is a name such as 'shop'")
         if dead_letters not in ("storage", "queue"):

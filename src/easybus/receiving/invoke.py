@@ -1,7 +1,8 @@
 """Calling a user's function: what its parameters are is found out once, at start.
 
 The first positional parameter is the payload (or the `Message`, if annotated so); the others are found by annotation:
-`Message`, a provided type, or the handler's transaction. An async function is awaited, a sync one runs in a thread.
+`Message`, a provided type (the `Bus` is one), or the handler's transaction. An async function is awaited, a sync one
+runs in a thread.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Provided:
 
     factory: Callable[..., Any]
     per: Literal["process", "message"]
+    owned: bool = True
+    """Whether what it makes is entered, and closed in the end; else it is its owner's."""
 
 
 class Providers:
@@ -60,6 +63,8 @@ class Providers:
     async def get(self, kind: Any, stack: AsyncExitStack) -> Any:
         """A value: the process's one, or a fresh one that `stack` closes."""
         provided = self._provided[kind]
+        if not provided.owned:
+            return provided.factory()
         if provided.per == "message":
             return await _enter(provided.factory, stack)
         async with self._making:
