@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from .errors import NotOpen
+from .errors import NotOpen, Unavailable
 from .message import Message
 from .outgoing import Outgoing, SendOptions
 
@@ -59,7 +59,12 @@ class BlockingBus:
         """As `Bus.send_many`."""
         if within is None:
             return self.call(self._bus.send_many(target, values, require=require))
-        self.open()
+        try:
+            self.open()
+        except Unavailable as error:
+            raise Unavailable(
+                f"{error}; if that is the transaction of within=, open the bus before it begins: bus.blocking.open()"
+            ) from error
         opened = self._bus.opened
         return self._bus.write_within(opened, target, list(values), within, require)
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import apsw
 import pytest
 
-from easybus import Bus, NotOpen, Outgoing, Rollback, never
+from easybus import Bus, NotOpen, Outgoing, Rollback, Unavailable, never
+from easybus.engines.sqlite.connect import patiently
 from easybus.testing import BlockingHarness
 
 
@@ -34,6 +36,35 @@ def test_blocking_calls_send_and_look(tmp_path: Path) -> None:
     finally:
         bus.blocking.close()
     assert not [one for one in threading.enumerate() if one.name == "easybus"]
+
+
+def test_the_first_call_may_lie_inside_a_transaction_that_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in web workers, which open the bus when they first send. What must be made first cannot be, and is told."""
+    monkeypatch.setattr(patiently, "__defaults__", (1.0,))
+    bus = Bus(f"sqlite:///{tmp_path}/bus.db")
+    topic, jobs = bus.topic("events", Job), bus.queue("jobs", Job)
+
+    @topic.handler("audit", route_key="paid.#")
+    def audit(event: Job) -> None: ...
+
+    db = apsw.Connection(f"{tmp_path}/bus.db")
+    db.execute("PRAGMA journal_mode=WAL")
+    try:
+        with db:
+            db.execute("CREATE TABLE mine (id INTEGER)")
+            with pytest.raises(Unavailable, match=r"bus\.blocking\.open\(\)"):
+                bus.blocking.send(jobs, Job(1), within=db)
+        bus.blocking.open()
+        bus.blocking.close()
+        with db:
+            db.execute("INSERT INTO mine VALUES (1)")
+            bus.blocking.send(jobs, Job(1), within=db)
+        assert bus.blocking.call(bus.outboxes[0].find()) or bus.blocking.call(bus.driver.stats("jobs")).ready
+    finally:
+        bus.blocking.close()
+        db.close()
 
 
 def test_a_blocking_transaction_publishes_or_rolls_back(tmp_path: Path) -> None:

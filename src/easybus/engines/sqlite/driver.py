@@ -91,7 +91,12 @@ class SqliteDriver:
         for change in changes:
             LIMITS.change(change)
         writer = self.writer()
-        await writer.call(lambda connection: writer.topology.declare(connection, changes), durable=True)
+        # What is there is only read: a bus may open while its own caller holds the file in a transaction.
+        await writer.call(
+            lambda connection: writer.topology.declare(connection, changes),
+            durable=True,
+            peek=lambda connection: None if writer.topology.has(connection, changes) else WRITE,
+        )
 
     async def drop(self, changes: Sequence[Change]) -> None:
         writer = self.writer()

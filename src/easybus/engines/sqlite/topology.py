@@ -76,6 +76,20 @@ class Topology:
             raise no_queue(name)
         return found[0]
 
+    def has(self, connection: Connection, changes: Sequence[Change]) -> bool:
+        """Whether all of these exist as they are."""
+        self.refresh(connection)
+        for change in changes:
+            if isinstance(change, DeclareQueue):
+                there = self.queues.get(change.name, (0, None))[1] == to_microseconds(change.delay)
+            elif isinstance(change, DeclareTopic):
+                there = change.name in self.topics
+            else:
+                there = change in self.bindings
+            if not there:
+                return False
+        return True
+
     def declare(self, connection: Connection, changes: Sequence[Change]) -> None:
         """Make these exist, all or none."""
         self.refresh(connection)
