@@ -1,0 +1,1 @@
+"""A shop: orders come in over HTTP, and workers take them from the stock."""

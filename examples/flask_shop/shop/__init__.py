@@ -1,0 +1,1 @@
+"""A shop: orders come in over HTTP, and workers write the invoices."""
