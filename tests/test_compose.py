@@ -1,4 +1,4 @@
-"""compose.yaml is what docs/engines.md asks for. Docker itself is not run: its images are not here, its settings are."""
+"""compose.yaml is what docs/engines.md asks for. Its settings are run, on servers of our own; its images are not."""
 
 from __future__ import annotations
 
