@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -41,7 +42,8 @@ def load_bus(app: str | None, *, factory: bool = False) -> Bus:
         found = getattr(found, part)
     if factory or (callable(found) and not isinstance(found, Bus)):
         if not factory:
-            raise Failure(f"{app} is no bus but a function; if it returns one, add --factory")
+            what = "class" if isinstance(found, type) else "function"
+            raise Failure(f"{app} is no bus but a {what}; if it returns one, add --factory")
         found = _call(app, found)
     if not isinstance(found, Bus):
         raise Failure(f"{app} is a {type(found).__name__}, no Bus; {_instead(module, name, factory)}")
@@ -49,6 +51,9 @@ def load_bus(app: str | None, *, factory: bool = False) -> Bus:
 
 
 def _import(name: str) -> ModuleType:
+    if "/" in name or "\\" in name or name.endswith(".py"):
+        module = name.removesuffix(".py").strip("./\\").replace("\\", ".").replace("/", ".")
+        raise Failure(f"{name!r} is a file; write its module, as Python imports it from here: {module}:bus")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -69,11 +74,17 @@ def _call(app: str, function: object) -> object:
     if not callable(function):
         raise Failure(f"{app} is a {type(function).__name__}, no function; leave --factory out")
     try:
-        return function()
+        made = function()
     except EasybusError:
         raise
     except Exception as error:
         raise Failure(f"{app}() failed: {_what(error)}") from error
+    if inspect.iscoroutine(made):
+        made.close()
+        raise Failure(
+            f"{app} is an async function; a factory is a plain one, and what it awaits belongs in the handlers"
+        )
+    return made
 
 
 def _what(error: Exception) -> str:

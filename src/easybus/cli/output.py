@@ -17,7 +17,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ParamSpec
 from urllib.parse import unquote, urlsplit
 
@@ -185,6 +185,14 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """A line beside the output, on stderr."""
     print(visible(hidden(text)), file=sys.stderr)
+
+
+def note_json(text: str, **fields: object) -> None:
+    """A line beside the output, on stderr, as JSON: when it was said, what, and what else is known of it."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"at": at, "message": hidden(text), **fields})
+    sys.stderr.write(f"{line}\n")  # in one piece: several processes may write there
+    sys.stderr.flush()
 
 
 def show_json(value: object) -> None:

@@ -11,14 +11,14 @@ from ..sending.relay import Relay
 from .loading import load_bus
 from .output import Failure, guarded, hidden, hide
 from .run import log_to_stderr
-from .target import AppArgument, FactoryOption
+from .target import AppArgument, FactoryOption, LogJsonOption
 
 _LOGGER = logging.getLogger("easybus")
 _TOLD_EVERY = 1.0
 
 
 @guarded
-async def relay(app: AppArgument = None, factory: FactoryOption = False) -> None:
+async def relay(app: AppArgument = None, factory: FactoryOption = False, as_json: LogJsonOption = False) -> None:
     """Publish what transactions have committed, ask about what was left behind, send on what was delayed, until
     SIGTERM or SIGINT.
 
@@ -28,7 +28,7 @@ async def relay(app: AppArgument = None, factory: FactoryOption = False) -> None
     bus = load_bus(app, factory=factory)
     for url in (bus.url, bus.storage_url, *bus.databases):
         hide(url or "")
-    log_to_stderr()
+    log_to_stderr(as_json=as_json)
     signals = Signals(_LOGGER)
     try:
         async with bus:

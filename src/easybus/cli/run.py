@@ -14,11 +14,21 @@ from ..clock import SystemClock
 from ..engines.registry import create
 from ..errors import EngineError
 from .loading import load_bus
-from .output import Failure, Misused, close_to, guarded, hidden, visible
+from .output import Failure, Misused, close_to, guarded, hidden, note, note_json, visible
 from .supervise import Supervisor, stop_with_parent
-from .target import AppArgument, FactoryOption
+from .target import AppArgument, FactoryOption, LogJsonOption
 
 _LOGGER = logging.getLogger("easybus")
+
+
+class _Json(logging.Handler):
+    """Log records as JSON, one a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, object] = {"level": record.levelname, "logger": record.name, "process": record.process}
+        if record.exc_info:
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+        note_json(record.getMessage(), **fields)
 
 
 class _Visible(logging.Formatter):
@@ -44,6 +54,7 @@ def run(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start anew when a .py file here changes; to develop with.")
     ] = False,
+    as_json: LogJsonOption = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Handle messages until SIGTERM or SIGINT.
@@ -51,9 +62,11 @@ def run(
     What is in hand is finished first; a second signal ends that. A worker that dies is started again.
     """
     program: list[str] = context.obj or [sys.executable, "-m", "easybus.cli"]
+    tell = note_json if as_json else note
     if reload:
         # The code is not loaded here: it would be the old one after the first change, and may be broken now.
-        Supervisor(_command(program, app, factory, only, concurrency), workers, _changes()).run_or_exit()
+        command = _command(program, app, factory, only, concurrency, as_json)
+        Supervisor(command, workers, _changes(), tell).run_or_exit()
         return
     bus = load_bus(app, factory=factory)
     if not bus.handlers:
@@ -66,31 +79,32 @@ def run(
             )
     if workers > 1:
         _refuse_unshared(bus.url)
-        Supervisor(_command(program, app, factory, only, concurrency), workers).run_or_exit()
+        Supervisor(_command(program, app, factory, only, concurrency, as_json), workers, tell=tell).run_or_exit()
         return
     if supervised:
         stop_with_parent()
-    log_to_stderr()
+    log_to_stderr(as_json=as_json)
     queues = sorted(set(only or handled))
     _LOGGER.info("handling %s of %s", ", ".join(queues), hidden(bus.url))
     asyncio.run(bus.run(only=only or (), concurrency=concurrency))
 
 
-def log_to_stderr() -> None:
+def log_to_stderr(*, as_json: bool) -> None:
     """Log to stderr, unless the app has set up logging of its own."""
-    handler = logging.StreamHandler()
+    handler = _Json() if as_json else logging.StreamHandler()
     handler.setFormatter(_Visible("%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _command(
-    program: list[str], app: str | None, factory: bool, only: list[str] | None, concurrency: int | None
+    program: list[str], app: str | None, factory: bool, only: list[str] | None, concurrency: int | None, as_json: bool
 ) -> list[str]:
     if not app:
         load_bus(app)  # says what is missing
         raise Misused("no app")
     words = [*program, "run", app, "--supervised"]
     words += ["--factory"] if factory else []
+    words += ["--json"] if as_json else []
     words += [word for queue in only or () for word in ("--only", queue)]
     return words + ([] if concurrency is None else ["--concurrency", str(concurrency)])
 

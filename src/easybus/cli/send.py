@@ -90,6 +90,10 @@ def _contract(bus: Bus, to: str) -> Topic[Any] | Queue[Any]:
     kind, name = ("queue", to.removeprefix("queue:")) if to.startswith("queue:") else ("topic", to)
     found = bus.targets.get((kind, name))
     if found is None:
+        other = "topic" if kind == "queue" else "queue"
+        if (other, name) in bus.targets:
+            right = name if other == "topic" else f"queue:{name}"
+            raise Failure(f"the app has no {kind} {name!r}, but a {other} of that name: write {right}")
         known = [name if kind == "topic" else f"queue:{name}" for kind, name in bus.targets]
         raise Failure(f"the app has no {kind} {name!r}; {close_to(to, known, 'topics and queues')}")
     return found

@@ -30,9 +30,10 @@ _STOPPED = {0, -signal.SIGTERM, -signal.SIGINT}
 
 
 class _Child:
-    def __init__(self, number: int, command: Sequence[str]) -> None:
+    def __init__(self, number: int, command: Sequence[str], tell: Callable[[str], None]) -> None:
         self.number = number
         self._command = command
+        self._tell = tell
         self._pause = FIRST_PAUSE
         self._started = 0.0
         self.process: subprocess.Popen[bytes] | None = None
@@ -46,7 +47,7 @@ class _Child:
         self.process = subprocess.Popen(  # noqa: S603 - this very program
             self._command, stdin=subprocess.PIPE, start_new_session=True
         )
-        note(f"worker {self.number} started (process {self.process.pid})")
+        self._tell(f"worker {self.number} started (process {self.process.pid})")
 
     def look(self) -> None:
         """Notice an end, and say when it starts again."""
@@ -57,7 +58,7 @@ class _Child:
             self._pause = FIRST_PAUSE
         self.due = time.monotonic() + self._pause
         how = f"signal {-ended}" if ended < 0 else f"exit code {ended}"
-        note(f"worker {self.number} ended ({how}); started again in {self._pause:g} s")
+        self._tell(f"worker {self.number} ended ({how}); started again in {self._pause:g} s")
         self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
     def forget(self) -> int:
@@ -83,10 +84,18 @@ class _Child:
 class Supervisor:
     """Runs `count` copies of a command until it is told to stop."""
 
-    def __init__(self, command: Sequence[str], count: int, changed: Callable[[], bool] | None = None) -> None:
-        """`changed` waits a little, and says whether the code is another one now; None: it is never looked at."""
-        self._children = [_Child(number + 1, command) for number in range(count)]
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        changed: Callable[[], bool] | None = None,
+        tell: Callable[[str], None] = note,
+    ) -> None:
+        """`changed` waits a little, and says whether the code is another one now; None: it is never looked at. `tell`
+        says what becomes of the children."""
+        self._children = [_Child(number + 1, command, tell) for number in range(count)]
         self._changed = changed
+        self._tell = tell
         self._stopping = threading.Event()
 
     def run_or_exit(self) -> None:
@@ -121,7 +130,7 @@ class Supervisor:
             child.send(number)
 
     def _restart(self) -> None:
-        note("the code has changed: the workers start anew")
+        self._tell("the code has changed: the workers start anew")
         for child in self._children:
             child.stop()
         for child in self._children:

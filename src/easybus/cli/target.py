@@ -41,6 +41,7 @@ StorageOption = Annotated[
     typer.Option("--storage", metavar="URL", help="Where storages are, if not at --url.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LogJsonOption = Annotated[bool, typer.Option("--json", help="Log one JSON object a line.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -40,6 +41,9 @@ other = bus.queue("other")
 nothing = 3
 
 def create_bus():
+    return bus
+
+async def send_email_later():
     return bus
 
 def broken():
@@ -165,12 +169,42 @@ def _said(shell: Shell, text: str) -> bool:
     return text in handled(shell)
 
 
+def test_with_json_every_line_of_the_log_is_an_object_the_workers_and_their_ends_too(app: Shell) -> None:
+    text = APP.replace(
+        "async def send_email(email: Email) -> None:",
+        """async def send_email(email: Email) -> None:
+    raise ValueError("no\\x1b[2J")
+""",
+    )
+    (app.folder / "shop.py").write_text(text)
+    send(app, "a@b")
+    process = app.spawn("run", "shop:bus", "--workers", "2", "--json")
+    assert process.stderr is not None
+    lines: list[dict[str, object]] = []
+    said = ""
+    while "ValueError" not in said or said.count("handling emails, totals of") < 2:
+        lines.append(json.loads(process.stderr.readline()))
+        said += f"{lines[-1]['message']}\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    lines += [json.loads(line) for line in err.splitlines()]
+    assert (process.returncode, out) == (0, "")
+    (failed,) = (line for line in lines if "ValueError" in str(line["message"]))
+    assert (failed["level"], failed["logger"]) == ("WARNING", "easybus")
+    assert "no\x1b[2J" in str(failed["message"]), "as it is, in JSON's own escape"
+    assert {"worker 1 started", "worker 2 started"} <= {str(line["message"]).partition(" (")[0] for line in lines}
+    assert all({"at", "message"} <= line.keys() for line in lines)
+
+
 def test_an_app_is_found_by_its_name_or_answered_with_close_ones(app: Shell) -> None:
     cases = {
         "shop:buss": "shop has no 'buss'; did you mean bus?",
         "shpo:bus": "did you mean shop?",
         "shop:nothing": "shop:nothing is a int, no Bus; there are the names bus",
-        "shop:create_bus": "add --factory",
+        "shop:create_bus": "shop:create_bus is no bus but a function; if it returns one, add --factory",
+        "shop:Email": "shop:Email is no bus but a class",
+        "shop.py:bus": "'shop.py' is a file; write its module, as Python imports it from here: shop:bus",
+        "./src/shop.py:bus": "as Python imports it from here: src.shop:bus",
     }
     for name, says in cases.items():
         wrong = app.run("declare", name, url=False)
@@ -181,6 +215,8 @@ def test_an_app_is_found_by_its_name_or_answered_with_close_ones(app: Shell) -> 
     assert broken.code == 1
     assert "RuntimeError: no configuration" in broken.err
     assert "shop.py:" in broken.err
+    unawaited = app.run("declare", "shop:send_email_later", "--factory", url=False)
+    assert "shop:send_email_later is an async function; a factory is a plain one" in unawaited.err
     for name in ("shop", "shop:", ":bus"):
         assert app.run("declare", name, url=False).code == 2
     assert app.run("declare", url=False).code == 2
@@ -219,7 +255,8 @@ def test_a_payload_is_checked_before_anything_is_sent(app: Shell) -> None:
         (("shop:bus", "orders", '{"total": 1}'), 2, "--type: Paid, Refunded"),
         (("shop:bus", "orders", '{"total": 1}', "--type", "Lost"), 1, "'Lost'"),
         (("shop:bus", "ordres", "{}"), 1, "did you mean orders?"),
-        (("shop:bus", "emails", "{}"), 1, "queue:emails"),
+        (("shop:bus", "emails", "{}"), 1, "no topic 'emails', but a queue of that name: write queue:emails"),
+        (("shop:bus", "queue:orders", "{}"), 1, "no queue 'orders', but a topic of that name: write orders"),
         (("shop:bus", "orders", "{}", "--header", "novalue"), 2, "name=value"),
         (("shop:bus", "orders", "{}", "--delay", "soon"), 2, "write 30s"),
         (("orders",), 2, "EASYBUS_APP"),
