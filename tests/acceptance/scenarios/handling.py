@@ -138,7 +138,7 @@ class Conflict(Scenario):
         await super().act(bus, it)
         while not it.ledger.count("sent", "other"):
             try:
-                await bus.send(bus.targets["queue", "jobs"], Job("other"), id="a")
+                await bus.send(it.jobs(bus), Job("other"), id="a")
                 it.ledger.write("sent", "other")
             except SendError:
                 await it.sleep(0.5 * it.second)
@@ -174,7 +174,7 @@ class Fresh(Scenario):
             message = Message.new(Job(value), headers={"type": "Job"})
             while True:
                 try:
-                    await bus.send(bus.targets["queue", "jobs"], message)
+                    await bus.send(it.jobs(bus), message)
                     break
                 except SendError:
                     await it.sleep(0.5 * it.second)
@@ -197,7 +197,7 @@ class Deferred(Scenario):
 
     def bus(self, it: Setting) -> Bus:
         bus = super().bus(it)
-        later = bus.topic("later", Job)
+        later = bus.topic(it.named("later"), Job)
         for queue in ("one", "two"):
             self._handle(it, later, queue)
         return bus
@@ -208,13 +208,13 @@ class Deferred(Scenario):
 
         extra: dict[str, Any] = {"already_handled": already} if self.asks else {}
 
-        @topic.handler(queue, lease=it.lease, **extra)
+        @topic.handler(it.named(queue), lease=it.lease, **extra)
         async def handle(job: Job) -> None:
             it.ledger.write("effect", f"{queue}:{job.id}")
 
     async def act(self, bus: Bus, it: Setting) -> None:
         for id in self.ids:
-            await send(it, bus, bus.targets["topic", "later"], id, delay=5 * it.second)
+            await send(it, bus, bus.targets["topic", it.named("later")], id, delay=5 * it.second)
 
     def expected(self, ledger: Ledger) -> Sequence[str]:
         return [f"{queue}:{id}" for queue in ("one", "two") for id in self.ids]
@@ -226,9 +226,9 @@ class Poison(Scenario):
     ids = ("a", "poison", "b")
     prompt = 200.0
 
-    def __init__(self, die: Callable[[Setting], None], *, at_once: bool = False) -> None:
+    def __init__(self, die: Callable[[Setting], None], *, at_once: bool = False, asks: bool = False) -> None:
         """`at_once`: before its neighbours have begun, and it comes first."""
-        super().__init__()
+        super().__init__(asks=asks)
         self._die = die
         self._at_once = at_once
         if at_once:
@@ -277,7 +277,7 @@ class Within(Scenario):
 
     def bus(self, it: Setting) -> Bus:
         bus = Bus(it.url, service="shop", storage=it.storage)
-        jobs = bus.queue("jobs", Job)
+        jobs = bus.queue(it.named("jobs"), Job)
 
         @jobs.handler(Job, lease=it.lease, within=apsw.Connection, retry=fixed(3 * it.second, attempts=8))
         async def handle(job: Job, connection: apsw.Connection) -> None:

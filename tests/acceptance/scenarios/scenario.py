@@ -81,6 +81,14 @@ class Setting:
     database: str = ""
     second: float = 1.0
     name: str = "1"
+    suffix: str = ""
+    """What the names of queues and topics end with, where others' lie beside them."""
+
+    def named(self, name: str) -> str:
+        return name + self.suffix
+
+    def jobs(self, bus: Bus) -> Any:
+        return bus.targets["queue", self.named("jobs")]
 
     @property
     def lease(self) -> float:
@@ -96,13 +104,16 @@ class Stock:
     halves: TransactionStorage
     outbox: OutboxStorage | None
     database: str = ""
+    queues: Sequence[str] = ()
+    """The service's own, for an engine that cannot list them."""
 
     async def queued(self) -> list[str]:
+        listed = self.driver.caps.lists_queues
         found: list[str] = []
-        for queue in await self.driver.queues():
-            stats = await self.driver.stats(queue.name)
+        for queue in [queue.name for queue in await self.driver.queues()] if listed else self.queues:
+            stats = await self.driver.stats(queue)
             if stats.ready or stats.in_flight or stats.delayed:
-                found.append(f"queue {queue.name} holds {stats}")
+                found.append(f"queue {queue} holds {stats}")
         return found
 
     async def kept(self) -> list[str]:
@@ -151,7 +162,7 @@ class Scenario:
 
     def bus(self, it: Setting) -> Bus:
         bus = Bus(it.url, service="shop", storage=it.storage)
-        jobs = bus.queue("jobs", Job)
+        jobs = bus.queue(it.named("jobs"), Job)
         extra: dict[str, Any] = {}
         if self.asks:
             extra["already_handled"] = self.asked(it)
@@ -180,7 +191,7 @@ class Scenario:
 
     async def act(self, bus: Bus, it: Setting) -> None:
         """Send; what is not known to be sent is sent again under its id, by the next process too."""
-        target = bus.targets["queue", "jobs"]
+        target = it.jobs(bus)
         for id in self.ids:
             await send(it, bus, target, id)
 

@@ -34,7 +34,7 @@ class Checkback(Scenario):
     def bus(self, it: Setting) -> Bus:
         self.late = 15 * it.second
         bus = Bus(it.url, service="shop", storage=it.storage)
-        orders = bus.topic("orders", Job)
+        orders = bus.topic(it.named("orders"), Job)
         extra: dict[str, Any] = {}
         if self.asks:
             extra["already_handled"] = self.asked(it)
@@ -45,7 +45,7 @@ class Checkback(Scenario):
                 return True
             return None if job.id == "late" and it.ledger.count("opened", job.id) else False
 
-        @orders.handler("receipts", lease=it.lease, **extra)
+        @orders.handler(it.named("receipts"), lease=it.lease, **extra)
         async def handle(job: Job, message: Message) -> Any:
             return await self.handle(it, job, message)
 
@@ -64,7 +64,7 @@ class Checkback(Scenario):
         it.ledger.write("acted", "all")
 
     async def _transact(self, bus: Bus, it: Setting, id: str) -> None:
-        async with bus.transaction(bus.targets["topic", "orders"], Job(id), id=id):
+        async with bus.transaction(bus.targets["topic", it.named("orders")], Job(id), id=id):
             it.ledger.write("opened", id)
             it.ledger.write("at", f"{id} {it.now()}")
             if id == "lands":
@@ -108,7 +108,7 @@ class Outbox(Scenario):
         return {"retry": never(), "concurrency": 1}
 
     async def act(self, bus: Bus, it: Setting) -> None:
-        target = bus.targets["queue", "jobs"]
+        target = it.jobs(bus)
         connection = apsw.Connection(it.database)
         connection.set_busy_timeout(5000)
         try:
