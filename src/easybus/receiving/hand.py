@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections import deque
 from typing import Any
@@ -90,7 +91,7 @@ class Company:
         """One less runs."""
         self.running -= 1
         if self.running == 0 and self._waiting_alone:
-            self._wake_alone()
+            self._next()
 
     async def enter_alone(self, who: object) -> None:
         """Wait until no one else runs, and keep others out."""
@@ -104,7 +105,8 @@ class Company:
                     self.alone = None
                     self._next()
                 else:
-                    self._waiting_alone.remove(future)
+                    with contextlib.suppress(ValueError):  # passed over already
+                        self._waiting_alone.remove(future)
                     if self.open:
                         self._next()
                 raise
@@ -116,15 +118,19 @@ class Company:
         self._next()
 
     def _next(self) -> None:
-        if self._waiting_alone and self.running == 0:
-            self._wake_alone()
+        if self._waiting_alone and (self.running or self._woke_alone()):
             return
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    def _wake_alone(self) -> None:
-        future = self._waiting_alone.popleft()
-        self.alone = future
-        future.set_result(None)
+    def _woke_alone(self) -> bool:
+        """Whether somebody still waited: who was cancelled, and has not run since, is passed over."""
+        while self._waiting_alone:
+            future = self._waiting_alone.popleft()
+            if not future.done():
+                self.alone = future
+                future.set_result(None)
+                return True
+        return False
