@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from .cancelling import ended
 from .clock import Clock
 from .connection import Publisher
 from .engines import registry
@@ -184,9 +185,7 @@ class Opened:
 
     async def close(self) -> None:
         """Finish what is under way, and disconnect."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
         self._tasks = []
         with contextlib.suppress(Exception):
             await self.publisher.drained()

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .cancelling import ended
 from .clock import sleep
 from .engines.contract import IdempotencyStorage
 from .errors import ConfigurationError, EngineError, NotSupported
@@ -176,8 +177,7 @@ class Running:
         """Stop all queues at once; see `Receiver.stop`."""
         self._opened.wake_replays = lambda _: None
         if self._purging is not None:
-            self._purging.cancel()
-            await asyncio.gather(self._purging, return_exceptions=True)
+            await ended(self._purging)
         await asyncio.gather(*(receiver.stop(grace) for receiver in self.receivers.values()))
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from ..cancelling import ended
 from ..clock import Clock, sleep, wait
 from ..engines.contract import Claimed, Taken
 from ..errors import EngineError, NotDeclared
@@ -96,8 +97,7 @@ class Receiver:
         if self._workers:
             await asyncio.wait(self._workers)
         await self._settler.drained()
-        renewing.cancel()
-        await asyncio.gather(renewing, *others, return_exceptions=True)
+        await ended(renewing, *others)
         self._loops = []
 
     def hurry(self) -> None:

@@ -45,15 +45,20 @@ class Link:
     async def command(self, *words: Any) -> Any:
         """Run one command. Raises as the table in `failures.py` says."""
         self.check()
+        task = asyncio.current_task()
+        asked = 0 if task is None else task.cancelling()
         try:
             async with self._calls:
-                return await self._execute(*words)
+                result = await self._execute(*words)
         except NoScriptError:
             raise
         except CAUGHT as error:
             if self._closed:
                 raise NotOpen(f"{self.url} was closed while it was asked") from error
             raise translated(error, self.url) from error
+        if task is not None and task.cancelling() > asked:  # swallowed by the client's asyncio.wait_for
+            raise asyncio.CancelledError
+        return result
 
     async def run(self, script: Script, keys: Sequence[str] = (), values: Sequence[Any] = ()) -> Any:
         """Run one script, sent again where the server does not know it (then it has done nothing yet)."""

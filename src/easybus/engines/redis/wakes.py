@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import RedisError
 
+from ...cancelling import ended
 from ...clock import Clock, wait
 
 T = TypeVar("T")
@@ -139,8 +140,7 @@ class Wakes:
     async def close(self) -> None:
         """Stop listening; who waits looks once more, and finds the link closed."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await ended(self._task)
             self._task = None
         for channel in list(self._watchers):
             self._wake(channel)

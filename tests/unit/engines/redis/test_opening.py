@@ -276,3 +276,21 @@ async def test_a_full_server_refuses_new_messages_and_lets_old_ones_be_acked(ser
         assert len(await drain(engine.driver, "jobs")) == kept - len(held) + 1
     finally:
         await engine.close()
+
+
+async def test_a_call_whose_client_swallows_the_cancellation_is_cancelled_all_the_same(
+    engine: RedisEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def swallowing(*_: object) -> bytes:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return b"the answer came at the same time"
+        raise AssertionError("it was not cancelled")
+
+    monkeypatch.setattr(engine.link(), "_execute", swallowing)
+    task = asyncio.create_task(engine.link().command("PING"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
