@@ -99,10 +99,10 @@ class Intake:
                     subscription.queue,
                 )
             return None, parsed
-        return claim_of(delivery.queue, message, self._lease), parsed
+        return claim_of(delivery.queue, message, self._lease, lazy=subscription.options.lazy_claims), parsed
 
 
-def claim_of(queue: str, message: Message, lease: float) -> Claim:
+def claim_of(queue: str, message: Message, lease: float, *, lazy: bool = False) -> Claim:
     """The claim that a message needs; one of no lease counts its start and is free for the next at once."""
     digest = hashlib.blake2b(message.payload, digest_size=16).digest()
-    return Claim(queue, message.id, digest, lease, message.headers.get(REPLAY, ""))
+    return Claim(queue, message.id, digest, lease, message.headers.get(REPLAY, ""), lazy)

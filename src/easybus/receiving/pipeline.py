@@ -70,6 +70,10 @@ class Pipeline:
         self._threads = threads or Threads()
         self.holding: set[Hand] = set()
         """What is claimed and not settled: renewed."""
+        self.ending = 0
+        """Of these, whose function has returned and whose transaction is being committed."""
+        self.slot_frees: Callable[[], None] = lambda: None
+        """Called when a function has returned: its slot will be free when its transaction is committed."""
 
     async def handle(self, taken: Taken, until: float) -> None:
         """Handle one message; `until` is when its claim ends if it is not renewed."""
@@ -198,7 +202,7 @@ class Pipeline:
         timer = None if timeout is None else self._clock.call_later(timeout, lambda: hand.cancel(Why.TIMEOUT))
         try:
             if self._exactly_once is not None and hand.token:
-                result = await self._exactly_once.call(hand, invoker)
+                result = await self._exactly_once.call(hand, invoker, self._ending)
             else:
                 result = await invoker.call(hand.message, hand.payload, None)
         except asyncio.CancelledError as error:
@@ -216,13 +220,18 @@ class Pipeline:
             if result is False:
                 await self._again_or_dead(hand, "the handler returned False", None)
             elif self._exactly_once is not None and hand.token:
-                await self._settler.ack(hand.delivery)
+                self._settler.committed(hand)
             else:
                 self._settler.done(hand)
         finally:
             hand.task = None
             if timer is not None:
                 timer.cancel()
+
+    def _ending(self, change: int) -> None:
+        self.ending += change
+        if change > 0:
+            self.slot_frees()
 
     async def _cancelled(self, hand: Hand, error: asyncio.CancelledError) -> None:
         hand.task = None

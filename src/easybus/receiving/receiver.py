@@ -1,6 +1,7 @@
 """One queue's loop: slots, workers, leases, and a clean stop.
 
     fetching: as many as there are free slots → ready → workers (long-lived, one a slot at most) → pipeline
+              (a slot whose function has returned, and whose transaction is being committed, counts as free here)
     renewing: every third of the lease, what is in hand is extended; what is held no more is cancelled
     stopping: no more fetches → what is ready and unbegun goes back → handlers end, or are cancelled after the grace →
               what is finished is settled to the end
@@ -50,6 +51,7 @@ class Receiver:
         self.queue = pipeline.subscription.queue
         self._options = pipeline.options
         self._pipeline = pipeline
+        pipeline.slot_frees = self._wake_fetch
         self._intake = intake
         self._settler = settler
         self.replayer = replayer
@@ -154,8 +156,9 @@ class Receiver:
     async def _fetch(self) -> None:
         pause, down = 0.1, False
         while not self._stopping:
-            free = self._options.concurrency - self._at_work - len(self._ready)
-            if free <= 0 or self._ready:
+            ending = self._pipeline.ending  # while their work is committed, what comes next may be fetched and claimed
+            free = self._options.concurrency + ending - self._at_work - len(self._ready)
+            if free <= 0 or len(self._ready) > ending:
                 self._slot_free = asyncio.get_running_loop().create_future()
                 await self._slot_free
                 await asyncio.sleep(0)  # let every worker that is done say so: one fetch for all of them

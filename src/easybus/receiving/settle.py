@@ -108,12 +108,16 @@ class Settler:
     def done(self, hand: Hand) -> None:
         """The handler returned: complete, then ack. Nobody waits for it: a future each would cost more than that."""
         if not hand.token:
-            acked = self._ack(hand.delivery)
-            acked.add_done_callback(lambda future: self._acked(hand.delivery, future))
+            self.committed(hand)
             return
         self._finished.append(hand)
         if self._finishing is None:
             self._finishing = asyncio.get_running_loop().create_task(self._finish_all())
+
+    def committed(self, hand: Hand) -> None:
+        """The handler returned, and DONE is committed with its work, or not asked for: ack. Nobody waits for it."""
+        acked = self._ack(hand.delivery)
+        acked.add_done_callback(lambda future: self._acked(hand.delivery, future))
 
     def _acked(self, delivery: Delivery, future: asyncio.Future[Settled]) -> None:
         error = None if future.cancelled() else future.exception()

@@ -67,6 +67,12 @@ class HandlerOptions:
         return self.dedupe.total_seconds() if self.dedupe is not None else 0.0
 
     @property
+    def lazy_claims(self) -> bool:
+        """Whether a claim need not outlive a crash of the server that holds it: DONE is written under its token in the
+        handler's own transaction, so a forgotten one has no effect; unless others must hear that it was there."""
+        return self.within is not None and self.already_handled is None
+
+    @property
     def horizon(self) -> float | None:
         """Seconds that DONE must be remembered for: the retries' horizon and one lease; None: unbounded."""
         retries = horizon(self.retry)

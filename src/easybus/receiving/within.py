@@ -43,17 +43,20 @@ class ExactlyOnce:
         self._keys = keys
         self._keep = keep
 
-    async def call(self, hand: Hand, invoker: Invoker) -> Any:
-        """Call the handler; when this returns, its work and DONE are committed.
+    async def call(self, hand: Hand, invoker: Invoker, ending: Callable[[int], None] = lambda _: None) -> Any:
+        """Call the handler; when this returns, its work and DONE are committed. `ending` is told 1 when the function
+        has returned, and -1 when its transaction has ended.
 
         Raises:
             NotTheHolder: nothing was committed, or the commit's outcome is unknown.
         """
-        committing = False
+        committing, ended = False, 0
         result: Any = None
         try:
             async with self._begin() as transaction:
                 result = await invoker.call(hand.message, hand.payload, transaction)
+                ending(1)
+                ended = 1
                 if result is False:
                     raise _Failed
                 if points.hook is not None:
@@ -70,6 +73,8 @@ class ExactlyOnce:
             if committing:
                 raise NotTheHolder from error
             raise
+        finally:
+            ending(-ended)
         if points.hook is not None:
             await points.reach("within.committed")
         return result
@@ -77,7 +82,8 @@ class ExactlyOnce:
 
 async def _complete(transaction: Any, statement: str, parameters: Sequence[Any]) -> int:
     caller = transactions.find(transaction)
-    changed = caller.execute(statement, parameters)
+    complete = getattr(caller, "complete", caller.execute)
+    changed = complete(statement, parameters)
     return await changed if caller.is_async else changed
 
 

@@ -8,9 +8,13 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 
+from ..errors import ConfigurationError, Unavailable
+from .sqlstates import refuses_commit, taken_over
+
 _SAVEPOINT = 'SAVEPOINT "easybus identity"'
 _BACK = 'ROLLBACK TO SAVEPOINT "easybus identity"'
 _RELEASE = 'RELEASE SAVEPOINT "easybus identity"'
+_IDLE = "SET LOCAL idle_in_transaction_session_timeout = {}"
 _ELSEWHERE = ("3F", "42", "0A")
 """Classes of what the server says where the tables, or the functions, are not there."""
 
@@ -28,6 +32,7 @@ class AsyncpgTransaction:
     def __init__(self, connection: Any) -> None:
         self._given = connection
         self._connection: Any = getattr(connection, "_con", connection)  # None: given back to its pool
+        self._begun: Any = None
 
     @property
     def closed(self) -> bool:
@@ -65,6 +70,40 @@ class AsyncpgTransaction:
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:
         return False  # the library tells nobody
+
+    # --------------------------------------------------------------------------- as a handler's transaction
+
+    async def start(self, idle: float) -> None:
+        self._begun = self._given.transaction()
+        await self._begun.start()
+        await self._connection.execute(_IDLE.format(int(idle * 1000)))
+
+    async def complete(self, statement: str, params: Sequence[Any]) -> int:
+        if self.closed or not self.in_transaction:
+            raise ConfigurationError(
+                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
+                "out COMMIT and ROLLBACK; the bus commits when the handler returns"
+            )
+        own = getattr(self._connection, "complete", None)  # one of the bus's own, that can do it within its COMMIT
+        if own is not None:
+            return await own(statement, params)
+        try:
+            return await self.execute(statement, params)
+        except asyncpg.PostgresError as error:
+            if taken_over(error):
+                return 0
+            raise
+
+    async def commit(self) -> None:
+        try:
+            await self._begun.commit()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if refuses_commit(error):
+                raise
+            raise Unavailable(f"the commit was not confirmed: {error}") from error
+
+    async def rollback(self) -> None:
+        await self._begun.rollback()
 
 
 def adapt(obj: Any) -> AsyncpgTransaction:

@@ -42,10 +42,10 @@ _PLANS = (  # every statement of ours looks up by an index, and is planned so wh
 class Connections:
     """The connections of one engine on one event loop."""
 
-    def __init__(self, location: Location, limit: int, *, plain: bool = False) -> None:
-        """`plain`: without settings of ours, for callers' own statements."""
+    def __init__(self, location: Location, limit: int, *, guest: type[Any] | None = None) -> None:
+        """`guest`: the class of connections for callers' own statements, which are without settings of ours."""
         self._location = location
-        self._plain = plain
+        self._guest = guest
         self._slots = asyncio.Semaphore(limit)
         self._free: list[Connection] = []
         self._lent: set[Connection] = set()
@@ -112,7 +112,7 @@ class Connections:
                 if not connection.is_closed():
                     break
             else:
-                connection = await connect(self._location, plain=self._plain)
+                connection = await connect(self._location, guest=self._guest, plain=self._guest is not None)
         except BaseException:
             self._slots.release()
             raise
@@ -169,11 +169,18 @@ class Cut:
         self._timer.cancel()
 
 
-async def connect(location: Location, *, plain: bool = False, first: bool = False) -> Connection:
-    """A new connection. Raises `Unavailable`, or `ConfigurationError` if it is the `first`."""
+async def connect(
+    location: Location, *, plain: bool = False, first: bool = False, guest: type[Any] | None = None
+) -> Connection:
+    """A new connection, of the class `guest` where that is given.
+
+    Raises `Unavailable`, or `ConfigurationError` if it is the `first`.
+    """
     settings: dict[str, Any] = {}
     if location.statement_cache_size is not None:
         settings["statement_cache_size"] = location.statement_cache_size
+    if guest is not None:
+        settings["connection_class"] = guest
     try:
         connection = await _connect(location, settings)
         cut = Cut(connection, location.timeout)

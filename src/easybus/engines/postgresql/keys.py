@@ -41,6 +41,7 @@ _CLAIM = (  # one owner a key: a row that another holds, or has done, or that ha
     "WHERE CASE key.state WHEN 2 THEN key.until_at <= now() WHEN 0 THEN key.digest = excluded.digest "
     f"ELSE key.digest = excluded.digest AND NOT {_LIVE} END RETURNING key, id, secret, starts, again"
 )
+_CLAIM_LAZILY = f"{_CLAIM}, set_config('synchronous_commit', 'off', true)"
 _LOOK = (  # OFFSET 0: looked up one by one
     "SELECT found.* FROM unnest($2::text[]) AS given(key) CROSS JOIN LATERAL "
     f"(SELECT key, digest, state, {_LIVE} FROM {{key}} AS key "
@@ -159,9 +160,9 @@ def answers(tokens: Sequence[str], done: set[str]) -> list[bool]:
 
 async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim]) -> list[ClaimResult]:
     """Claim keys: for each queue one statement and, where some are not free, one look."""
-    groups: dict[tuple[str, float], list[int]] = {}
+    groups: dict[tuple[str, float, bool], list[int]] = {}
     for at, claim in enumerate(batch):
-        groups.setdefault((claim.queue, claim.lease), []).append(at)
+        groups.setdefault((claim.queue, claim.lease, claim.lazy), []).append(at)
     results: list[ClaimResult] = [_BUSY] * len(batch)
     for places in groups.values():
         found = await _claim_in_one_queue(connection, names, [batch[at] for at in places])
@@ -179,7 +180,7 @@ async def _claim_in_one_queue(connection: Connection, names: Names, batch: Seque
     given = sorted(first)  # in one order everywhere: no deadlocks
     replays = [escape(batch[first[key]].replay) for key in given] if any(claim.replay for claim in batch) else []
     rows = await connection.fetch(
-        names(_CLAIM),
+        names(_CLAIM_LAZILY if batch[0].lazy else _CLAIM),
         queue,
         int.from_bytes(os.urandom(8), "big") >> 2,
         min(batch[0].lease, FOREVER),

@@ -12,6 +12,7 @@ from ...errors import EngineError, NotOpen
 from . import schema
 from .connections import Connection, Connections, check_server, connect
 from .failures import is_foreign, translated
+from .guest import Guest
 from .location import Location
 from .topology import Topology
 from .waking import Waker
@@ -76,7 +77,7 @@ class Session:
         self._connections = Connections(location, location.connections)
         self._connections.prepare = self._prepare
         self._connections.adopt(connection)
-        self._guests = Connections(location, location.transactions, plain=True)
+        self._guests = Connections(location, location.transactions, guest=Guest)
         self._waker = Waker(location)
 
     async def _prepare(self, connection: Connection) -> None:

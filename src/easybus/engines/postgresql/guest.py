@@ -1,0 +1,74 @@
+"""A connection whose transactions begin and end with statements of ours, in the round trips of BEGIN and COMMIT.
+
+The library begins and ends them by `execute("BEGIN;")` and `execute("COMMIT;")`; what is to go along is put before or
+behind those words. Should a version of it do otherwise, that shows at BEGIN, and all statements go by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+_connection: Any = asyncpg.Connection
+_PREPARE = "PREPARE {} AS {}"
+_ONE_ROW = (  # fails unless it is one, with what no other error says
+    "WITH done AS ({}) SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('" + "{}" + " ' || count(*))::int END FROM done"
+)
+NO_ROW = "easybus: rows of ours:"
+"""In the error of a COMMIT whose last statement did not change one row: nothing was committed."""
+
+
+class Guest(_connection):
+    """An `asyncpg.Connection` that handlers are given."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._first = self._last = ""
+        self._prepared: dict[str, str] = {}
+        self._along = True
+        self.prepares = True
+        """Whether statements may be kept on the server: not behind a pooler, where it changes."""
+
+    async def begin(self, transaction: Any, statement: str) -> None:
+        """Begin `transaction`, which is one of this connection's, with `statement` as its first."""
+        self._first = statement
+        await transaction.start()
+        if self._first:
+            self._along = False
+            await super().execute(self._first)
+            self._first = ""
+
+    async def complete(self, statement: str, parameters: Sequence[float]) -> int:
+        """Run a transaction's last statement; returns how many rows it changed, or 1: the COMMIT finds that out."""
+        if not self._along:
+            done: str = await super().execute(statement, *parameters)
+            return int(done.rpartition(" ")[2])
+        values = [repr(value) for value in parameters]
+        if self.prepares:
+            self._last = f"EXECUTE {await self._name(statement)} ({', '.join(values)})"
+        else:
+            for place in range(len(values), 0, -1):
+                statement = statement.replace(f"${place}", values[place - 1])
+            self._last = _ONE_ROW.format(statement, NO_ROW)
+        return 1
+
+    async def _name(self, statement: str) -> str:
+        if statement not in self._prepared:
+            name = f"easybus_last_{len(self._prepared)}"
+            await super().execute(_PREPARE.format(name, _ONE_ROW.format(statement, NO_ROW)))
+            self._prepared[statement] = name
+        return self._prepared[statement]
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        if self._first and query == "BEGIN;":
+            query, self._first = f"{query}{self._first}", ""
+        elif self._last and query == "COMMIT;":
+            query, self._last = f"{self._last};{query}", ""
+        done: str = await super().execute(query, *args, timeout=timeout)
+        return done
+
+    def forget(self) -> None:
+        """The transaction is over, in whichever way."""
+        self._first = self._last = ""
