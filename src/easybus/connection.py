@@ -43,15 +43,31 @@ class Publisher:
         Raises, from the future: `Unavailable` (it may or may not be there; publishing the same again is safe) or
         `Refused`.
         """
+        try:
+            return self._batcher.add(self._checked(publication))
+        except BadDelay as error:
+            return _failed(error)
+
+    async def publish_unbroken(self, batch: Sequence[Publication]) -> Sequence[int | Exception | None]:
+        """Publish in one call, in which an item that is `behind` another is not there without that one: for engines
+        that are `unbroken`.
+
+        Raises:
+            Refused: an item cannot be asked for; nothing was published.
+            EngineError: how much of it is there, nobody knows; what is there has all before it there too.
+        """
+        return await self.driver.publish([self._checked(publication) for publication in batch])
+
+    def _checked(self, publication: Publication) -> Publication:
+        """As it goes to the driver. Raises `BadDelay`."""
         if self.observer is not None:
             self.observer(publication)
-        delay = publication.delay
-        if delay is not None and not 0 <= delay <= self.driver.caps.max_delay:
-            longest = self.driver.caps.max_delay
-            return _failed(BadDelay(f"a delay of {delay} s; from 0 to {longest:.0f} s is possible"))
-        if publication.to_topic and delay and not self.driver.caps.delays_topics:
-            publication = deferred(publication)
-        return self._batcher.add(publication)
+        delay, caps = publication.delay, self.driver.caps
+        if delay is not None and not 0 <= delay <= caps.max_delay:
+            raise BadDelay(f"a delay of {delay} s; from 0 to {caps.max_delay:.0f} s is possible")
+        if publication.to_topic and delay and not caps.delays_topics:
+            return deferred(publication)
+        return publication
 
     @property
     def busy(self) -> bool:

@@ -68,6 +68,9 @@ class Capabilities:
     """A late ack settles nothing that was delivered to another."""
     ordered: bool = False
     """One consumer sees a queue in the order of publishing; a batch is published in its order."""
+    unbroken: bool = False
+    """Of a batch that could not be published, what is there all the same has all that came before it there too; and an
+    item that is `behind` another is not published without that one."""
     counts: bool = False
     """`stats` is exact."""
     counts_routes: bool = False
@@ -104,6 +107,13 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     """What a broker's own duplicate filter may go by; empty: nothing."""
     require: bool = False
     """A topic send that reaches no queue fails with `Unroutable` instead of being kept nowhere."""
+    behind: bool = False
+    """Not without the item before it in the batch: where that one is refused, so is this. For `unbroken` engines."""
+
+
+def held_up(item: Publication, before: object) -> bool:
+    """Whether an item is not to be published, `before` being the result of the one before it."""
+    return item.behind and isinstance(before, Exception)
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -227,6 +237,9 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     lease: float
     replay: str = ""
     """The fence of the dead letter this copy was replayed from: a new one counts starts anew."""
+    lazy: bool = False
+    """The server need not have this claim on its disk before it answers, where it keeps the order of commits: who holds
+    it completes it in a transaction of this server, under its token, which is void where the claim was forgotten."""
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):

@@ -1,16 +1,18 @@
 """What callers' transactions committed, published in their order.
 
-    claim (whole transactions, one fresh token) → rounds: each transaction's next row
-        published, confirmed → deleted by (id, token) → its next row is in the next round
+    claim (whole transactions, one fresh token) → rounds: each transaction's next rows
+        published, confirmed → deleted by (id, token) → its next rows are in the next round
         Unavailable → the transaction's remaining rows go back, behind one due time
         Refused     → the transaction is parked, and said once
         delete finds fewer rows than were published → some lease lapsed: all of that round go back under their token,
                       which gives nothing back that is another relay's now
 
-A row is published only after the one before it in its transaction is confirmed, and never in one call with it: of a
-batch that an engine confirms item by item, the second may be there when the first is not. Transactions do not wait for
-each other. A relay scans and keeps no cursor: a lower id may commit later. A lapsed lease lets another relay publish
-copies under the same ids; it reorders nothing, since each stops at the first delete that changes nothing.
+A row is never there without the one before it in its transaction. Most engines confirm a batch item by item, and the
+second may be there when the first is not: to them each round publishes one row of each transaction, and the next only
+after its confirm. To engines that are `unbroken` a round publishes several, each `behind` the one before it; when such
+a call fails, all of it is published again, from its first row on. Transactions do not wait for each other. A relay
+scans and keeps no cursor: a lower id may commit later. A lapsed lease lets another relay publish copies under the same
+ids; it reorders nothing, since each stops at the first delete that changes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from .. import points
 from ..clock import Clock, sleep
 from ..connection import Publisher
@@ -33,10 +37,17 @@ from .outage import Outage
 __all__ = ["Relay"]
 
 _ROWS = 500
+_BYTES = 4 << 20
+"""Rows, and bytes of them, that a round publishes of transactions' later rows."""
+_FIRST_POLL = 0.005
 _BUSY_POLL = 0.05
-_IDLE_POLL = 1.0
-_IDLE_AFTER = 20
+_IDLE_POLL = 0.5
+_IDLE_AFTER = 100
 """So many empty looks in a row, and the relay looks less often."""
+_SHORTEST_LEASE = 1.0
+_LONGEST_LEASE = 10.0
+_ROUNDS = 5.0
+"""A lease lasts at least as long as so many of the slowest of the last claims and rounds."""
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 5.0
 
@@ -49,8 +60,22 @@ class _Taken:
     until: float
 
 
-def _first(taken: _Taken) -> OutboxRow:
-    return taken.rows[0]
+@dataclass(slots=True)
+class _Part:
+    """What a round publishes of one transaction, and how many of these rows are confirmed."""
+
+    taken: _Taken
+    rows: list[OutboxRow]
+    confirmed: int = 0
+    error: BaseException | None = None
+
+    def take(self, results: Sequence[object]) -> None:
+        """The results of its rows."""
+        for result in results:
+            if isinstance(result, BaseException):
+                self.error = result
+                return
+            self.confirmed += 1
 
 
 class Relay:
@@ -64,16 +89,18 @@ class Relay:
         publisher: Publisher,
         clock: Clock,
         logger: logging.Logger,
-        lease: float = 10.0,
+        lease: float | None = None,
     ) -> None:
         """`lease`: seconds until another relay may take what this one claimed and did not finish: how long committed
-        messages wait when a process is killed while it publishes them."""
+        messages wait when a process is killed while it publishes them. None: a second, and more where publishing is
+        slow."""
         self._service = service
         self._outbox = outbox
         self._publisher = publisher
         self._clock = clock
         self._logger = logger
-        self._lease = lease
+        self._fixed_lease = lease
+        self._slowest = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._look = False
@@ -112,8 +139,10 @@ class Relay:
                     broker.over()
                     empty = 0
                 else:
-                    empty += 1
-                    await self._wait(_BUSY_POLL if empty <= _IDLE_AFTER else _IDLE_POLL)
+                    # A send that rides in a transaction wakes us before its commit, which mostly follows at once.
+                    soon = min(_BUSY_POLL, _FIRST_POLL * 2**empty)
+                    empty = min(empty + 1, _IDLE_AFTER + 1)
+                    await self._wait(soon if empty <= _IDLE_AFTER else _IDLE_POLL)
             except Exception as error:
                 await sleep(self._clock, storage.failed(error))
 
@@ -153,39 +182,91 @@ class Relay:
             self._relaying -= 1
         return published
 
+    @property
+    def _lease(self) -> float:
+        if self._fixed_lease is not None:
+            return self._fixed_lease
+        return min(_LONGEST_LEASE, max(_SHORTEST_LEASE, self._slowest * _ROUNDS))
+
     async def _claim(self, limit: int) -> list[_Taken]:
-        until = self._clock.time() + self._lease / 2
-        rows = await self._outbox.claim(self._service, limit, self._lease)
+        lease, began = self._lease, self._clock.time()
+        rows = await self._outbox.claim(self._service, limit, lease)
+        self._note(began)
         if rows and points.hook is not None:
             await points.reach("outbox.claimed")
-        return [_Taken(deque(group), until) for _, group in itertools.groupby(rows, lambda row: row.transaction)]
+        return [
+            _Taken(deque(group), began + lease / 2) for _, group in itertools.groupby(rows, lambda row: row.transaction)
+        ]
 
     async def _round(self, taken: list[_Taken]) -> tuple[int, list[_Taken]]:
-        """Publish the first row of each; returns how many, and the transactions with rows left."""
-        now = self._clock.time()
-        await self._give_back([each for each in taken if each.until <= now])
-        taken = [each for each in taken if each.until > now]
-        results = await asyncio.gather(
-            *(self._publisher.publish(each.rows[0].publication) for each in taken), return_exceptions=True
-        )
-        confirmed = [each for each, result in zip(taken, results, strict=True) if not isinstance(result, BaseException)]
-        self.published.update((row.publication.to_topic, row.publication.name) for row in map(_first, confirmed))
-        deleted = await self._delete(confirmed)
-        for each, result in zip(taken, results, strict=True):
-            if isinstance(result, BaseException):
-                await self._fail(each, result)
-        left = [each for each in confirmed if each.rows]
-        if deleted < len(confirmed):
+        """Publish the next rows of each; returns how many, and the transactions with rows left."""
+        began = self._clock.time()
+        await self._give_back([each for each in taken if each.until <= began])
+        parts = self._parts([each for each in taken if each.until > began])
+        await self._publish(parts)
+        for part in parts:
+            rows = part.rows[: part.confirmed]
+            self.published.update((row.publication.to_topic, row.publication.name) for row in rows)
+        confirmed = sum(part.confirmed for part in parts)
+        deleted = await self._delete(parts)
+        for part in parts:
+            if part.error is not None:
+                await self._fail(part.taken, part.error)
+        left = [part.taken for part in parts if part.error is None and part.taken.rows]
+        if deleted < confirmed:
             await self._give_back(left)
             left = []
+        self._note(began)
         return deleted, left
 
-    async def _delete(self, confirmed: Sequence[_Taken]) -> int:
-        if not confirmed:
+    def _note(self, began: float) -> None:
+        """How long a claim or a round took: a lease must outlast several, else nothing would ever be published."""
+        self._slowest = max(self._slowest * 0.9, self._clock.time() - began)
+
+    def _parts(self, taken: list[_Taken]) -> list[_Part]:
+        parts = [_Part(each, [each.rows[0]]) for each in taken]
+        room, size = _ROWS - len(parts), 0
+        if not self._publisher.driver.caps.unbroken:
+            return parts
+        for part in parts:
+            for row in itertools.islice(part.taken.rows, 1, max(1, _ROWS // len(parts))):
+                size += len(row.publication.body)
+                if room <= 0 or size > _BYTES:
+                    return parts
+                room -= 1
+                part.rows.append(row)
+        return parts
+
+    async def _publish(self, parts: list[_Part]) -> None:
+        if any(len(part.rows) > 1 for part in parts):
+            batch = [
+                row.publication if at == 0 else replace(row.publication, behind=True)
+                for part in parts
+                for at, row in enumerate(part.rows)
+            ]
+            try:
+                results = iter(await self._publisher.publish_unbroken(batch))
+            except Refused:  # some item of it, and who knows which: one row of each, then
+                for part in parts:
+                    del part.rows[1:]
+            except Exception as error:
+                for part in parts:
+                    part.error = error
+                return
+            else:
+                for part in parts:
+                    part.take(list(itertools.islice(results, len(part.rows))))
+                return
+        waiting = (self._publisher.publish(part.rows[0].publication) for part in parts)
+        for part, result in zip(parts, await asyncio.gather(*waiting, return_exceptions=True), strict=True):
+            part.take([result])
+
+    async def _delete(self, parts: Sequence[_Part]) -> int:
+        rows = [part.taken.rows.popleft() for part in parts for _ in range(part.confirmed)]
+        if not rows:
             return 0
         if points.hook is not None:
             await points.reach("outbox.published")
-        rows = [each.rows.popleft() for each in confirmed]
         deleted = await self._outbox.delete([(row.id, row.token) for row in rows])
         if points.hook is not None:
             await points.reach("outbox.deleted")

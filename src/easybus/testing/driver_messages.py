@@ -8,6 +8,7 @@ import asyncio
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from ..engines.contract import Ack, Binding, DeclareQueue, DeclareTopic, Driver, Nack, Publication
 from ..errors import BadDelay, NotDeclared, TooLarge, Unroutable
@@ -181,6 +182,17 @@ class DriverMessages(DriverBase):
         assert isinstance(lost, Unroutable)
         assert kept in (1, None)
         assert await drain(driver, queue) == [b"a"]
+
+    async def test_what_is_behind_a_refused_item_is_not_published(self, driver: Driver) -> None:
+        needs(driver, "unbroken")
+        queue, nowhere = fresh("queue"), fresh("nowhere")
+        await topology(driver, [queue])
+        batch = [to_queue(queue, b"1"), to_queue(nowhere, b"2"), to_queue(queue, b"3"), to_queue(queue, b"4")]
+        batch = [batch[0], *(replace(item, behind=True) for item in batch[1:]), to_queue(queue, b"5")]
+        results = await driver.publish(batch)
+        assert [isinstance(result, NotDeclared) for result in results] == [False, True, True, True, False]
+        found = [delivery.body for delivery in await receive(driver, queue, 2)]
+        assert found == [b"1", b"5"]
 
     async def test_a_bad_item_fails_alone_in_its_batch(self, driver: Driver) -> None:
         queue = fresh("queue")

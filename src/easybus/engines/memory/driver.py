@@ -24,6 +24,7 @@ from ..contract import (
     Settled,
     Settlement,
     Taken,
+    held_up,
 )
 from .keys import Key, fresh_tokens
 from .queue import Item, MemoryQueue, Waiter
@@ -57,6 +58,9 @@ class MemoryDriver:
             now = self._clock.time()
             results: list[int | Exception | None] = []
             for publication in batch:
+                if results and held_up(publication, results[-1]):
+                    results.append(results[-1])
+                    continue
                 try:
                     results.append(self._publish(publication, now))
                 except EasybusError as error:

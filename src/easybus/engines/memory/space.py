@@ -29,6 +29,7 @@ CAPS = Capabilities(
     atomic_move=True,
     fenced=True,
     ordered=True,
+    unbroken=True,
     counts=True,
     counts_routes=True,
     lists_queues=True,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -31,6 +31,7 @@ from ..contract import (
     Publication,
     QueueStats,
     Settled,
+    held_up,
 )
 from ..limits import Limits
 from .failures import STALE, code
@@ -118,14 +119,14 @@ class MysqlDriver:
     async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
         results: list[int | Exception | None] = []
         for part in _parts(batch, self.caps.max_body):
-            results += await self._publish(part)
+            results += await self._publish(part, results[-1] if results else None)
         return results
 
-    async def _publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+    async def _publish(self, batch: Sequence[Publication], before: object) -> list[int | Exception | None]:
         session = self._session
         snapshot = await session.topology.known(session.connections)
         for _ in range(_TRIES):
-            route = _Route(snapshot, batch, limits(self.caps))
+            route = _Route(snapshot, batch, limits(self.caps), before)
             last = snapshot
             if route.rows and await self._insert(snapshot, route):  # so the snapshot was the last
                 session.watchers.wake(route.queues)
@@ -271,11 +272,16 @@ class MysqlDriver:
 class _Route:
     """Where a batch goes by one snapshot: the rows to insert, and each item's result."""
 
-    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication], allowed: Limits) -> None:
+    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication], allowed: Limits, before: object) -> None:
+        """`before`: the result of what came before this batch."""
         self.rows: list[tuple[int, int, bytes]] = []
         """Queue, delay in microseconds, body."""
         self.results: list[int | Exception | None] = []
         for item in batch:
+            last = self.results[-1] if self.results else before
+            if held_up(item, last):
+                self.results.append(cast("Exception", last))
+                continue
             try:
                 allowed.publication(item)
                 reached = _reached(snapshot, item)

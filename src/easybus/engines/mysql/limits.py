@@ -21,6 +21,7 @@ CAPABILITIES = Capabilities(
     atomic_move=True,
     fenced=True,
     ordered=True,
+    unbroken=True,
     counts=True,
     counts_routes=True,
     lists_queues=True,

@@ -39,11 +39,11 @@ _WRITE = (  # the next rows of the caller's transaction, in their order
 _WRITTEN = (  # in hexadecimal, so that neither the session's charset nor its sql_mode has a say
     "(@easybus_lane, UNHEX(%s), %s, %s, UNHEX(%s), UNHEX(%s), UNHEX(%s), %s, UNHEX(%s), %s, '', {now})"
 )
-_FREE = (  # lanes, oldest first; another look is taken at them under their rows' locks
-    "SELECT lane FROM {outbox} AS free FORCE INDEX (free) WHERE scope = %s AND parked = 0 AND due_at <= {now} "
-    "AND NOT EXISTS (SELECT 1 FROM {outbox} AS other FORCE INDEX (of_lane) WHERE other.lane = free.lane "
-    "AND other.scope = free.scope AND other.parked = 0 AND other.due_at > {now}) "
-    "ORDER BY due_at, id LIMIT %s"
+_FREE = (  # the lanes of the oldest due rows, each looked at once; and again under its rows' locks
+    "SELECT lane FROM (SELECT DISTINCT lane FROM (SELECT lane FROM {outbox} FORCE INDEX (free) "
+    "WHERE scope = %s AND parked = 0 AND due_at <= {now} ORDER BY due_at, id LIMIT %s) AS due) AS free "
+    "WHERE NOT EXISTS (SELECT 1 FROM {outbox} AS other FORCE INDEX (of_lane) WHERE other.lane = free.lane "
+    "AND other.scope = %s AND other.parked = 0 AND other.due_at > {now})"
 )
 _LOCK = (
     f"SELECT {_COLUMNS} FROM {{outbox}} FORCE INDEX (of_lane) WHERE lane IN %s AND scope = %s AND parked = 0 "
@@ -104,7 +104,7 @@ class MysqlOutbox:
         scope, token = place(service), os.urandom(12).hex()
 
         async def work(link: Link) -> list[Any]:
-            lanes = list(dict.fromkeys(row[0] for row in (await link.one(_FREE, scope, limit)).rows))
+            lanes = list(dict.fromkeys(row[0] for row in (await link.one(_FREE, scope, limit, scope)).rows))
             if not lanes:
                 return []
             rows = (await link.run(BEGIN, (_LOCK, lanes, scope)))[1].rows

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -30,6 +30,7 @@ from ..contract import (
     Publication,
     QueueStats,
     Settled,
+    held_up,
 )
 from .connections import Connection
 from .limits import CAPABILITIES, LIMITS
@@ -116,14 +117,14 @@ class PostgresqlDriver:
     async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
         results: list[int | Exception | None] = []
         for part in _parts(batch):
-            results += await self._publish(part)
+            results += await self._publish(part, results[-1] if results else None)
         return results
 
-    async def _publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
+    async def _publish(self, batch: Sequence[Publication], before: object) -> list[int | Exception | None]:
         session = self._session
         snapshot = await session.topology.known(session.connections)
         for _ in range(_TRIES):
-            route = _Route(snapshot, batch)
+            route = _Route(snapshot, batch, before)
             last = snapshot
             if route.queues and await self._insert(snapshot, route):  # so the snapshot was the last
                 session.waker.touch(route.queues)
@@ -271,12 +272,17 @@ class PostgresqlDriver:
 class _Route:
     """Where a batch goes by one snapshot: the rows to insert, and each item's result."""
 
-    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication]) -> None:
+    def __init__(self, snapshot: Snapshot, batch: Sequence[Publication], before: object) -> None:
+        """`before`: the result of what came before this batch."""
         self.queues: list[int] = []
         self.delays: list[float] = []
         self.bodies: list[bytes] = []
         self.results: list[int | Exception | None] = []
         for item in batch:
+            last = self.results[-1] if self.results else before
+            if held_up(item, last):
+                self.results.append(cast("Exception", last))
+                continue
             try:
                 LIMITS.publication(item)
                 reached = _reached(snapshot, item)

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 
 _connection: Any = asyncpg.Connection
+_execute: Any = _connection.execute
 _PREPARE = "PREPARE {} AS {}"
 _ONE_ROW = (  # fails unless it is one, with what no other error says
     "WITH done AS ({}) SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('" + "{}" + " ' || count(*))::int END FROM done"
@@ -24,7 +25,7 @@ class Guest(_connection):
     """An `asyncpg.Connection` that handlers are given."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+        _connection.__init__(self, *given, **named)
         self._first = self._last = ""
         self._prepared: dict[str, str] = {}
         self._along = True
@@ -37,13 +38,13 @@ class Guest(_connection):
         await transaction.start()
         if self._first:
             self._along = False
-            await super().execute(self._first)
+            await _execute(self, self._first)
             self._first = ""
 
     async def complete(self, statement: str, parameters: Sequence[float]) -> int:
         """Run a transaction's last statement; returns how many rows it changed, or 1: the COMMIT finds that out."""
         if not self._along:
-            done: str = await super().execute(statement, *parameters)
+            done: str = await _execute(self, statement, *parameters)
             return int(done.rpartition(" ")[2])
         values = [repr(value) for value in parameters]
         if self.prepares:
@@ -57,7 +58,7 @@ class Guest(_connection):
     async def _name(self, statement: str) -> str:
         if statement not in self._prepared:
             name = f"easybus_last_{len(self._prepared)}"
-            await super().execute(_PREPARE.format(name, _ONE_ROW.format(statement, NO_ROW)))
+            await _execute(self, _PREPARE.format(name, _ONE_ROW.format(statement, NO_ROW)))
             self._prepared[statement] = name
         return self._prepared[statement]
 
@@ -66,7 +67,7 @@ class Guest(_connection):
             query, self._first = f"{query}{self._first}", ""
         elif self._last and query == "COMMIT;":
             query, self._last = f"{self._last};{query}", ""
-        done: str = await super().execute(query, *args, timeout=timeout)
+        done: str = await _execute(self, query, *args, timeout=timeout)
         return done
 
     def forget(self) -> None:

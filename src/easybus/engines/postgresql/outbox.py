@@ -34,13 +34,15 @@ _WRITE = (  # the next rows of the caller's transaction, in their order
 )
 # `service || ''`, `id + 0` and the scalar look-up keep the planner off other indexes and off a join, which would walk
 # through the whole backlog.
-_CLAIM = (  # whole transactions, of which no row is claimed or backed off, oldest first
-    "WITH free AS MATERIALIZED (SELECT transaction FROM {outbox} AS row WHERE service = $1 AND NOT parked "
-    "AND due_at <= now() AND (SELECT 1 FROM {outbox} AS other WHERE other.transaction = row.transaction "
-    "AND other.service || '' = $1 AND NOT other.parked AND other.due_at > now() LIMIT 1) IS NULL "
-    "ORDER BY id LIMIT $2), "
+_CLAIM = (  # the whole transactions of the oldest due rows, of which none is claimed or backed off; each looked at once
+    "WITH due AS MATERIALIZED (SELECT transaction FROM {outbox} WHERE service = $1 AND NOT parked "
+    "AND due_at <= now() ORDER BY id LIMIT $2), "
+    "one AS MATERIALIZED (SELECT DISTINCT transaction FROM due), "
+    "free AS MATERIALIZED (SELECT transaction FROM one WHERE (SELECT 1 FROM {outbox} AS other "
+    "WHERE other.transaction = one.transaction AND other.service || '' = $1 AND NOT other.parked "
+    "AND other.due_at > now() LIMIT 1) IS NULL), "
     "held AS MATERIALIZED (SELECT id FROM {outbox} "
-    "WHERE transaction = ANY (ARRAY(SELECT DISTINCT transaction FROM free)) AND service || '' = $1 AND NOT parked "
+    "WHERE transaction = ANY (ARRAY(SELECT transaction FROM free)) AND service || '' = $1 AND NOT parked "
     "AND due_at <= now() ORDER BY id + 0 FOR UPDATE) "
     "UPDATE {outbox} SET token = $3, due_at = now() + make_interval(secs => $4) "
     f"WHERE id = ANY (ARRAY(SELECT id FROM held)) RETURNING {_COLUMNS}"

@@ -28,6 +28,7 @@ from ..contract import (
     Publication,
     QueueStats,
     Settled,
+    held_up,
 )
 from .connect import Connection, insert
 from .guest import refuse_in_transaction
@@ -127,6 +128,9 @@ class SqliteDriver:
         for at, item in enumerate(batch):
             if refused and at in refused:
                 results.append(refused[at])
+                continue
+            if results and held_up(item, results[-1]):
+                results.append(results[-1])
                 continue
             name = item.name
             if item.to_topic:

@@ -31,16 +31,18 @@ _COLUMNS = (
     'id, "transaction", to_topic, name, body, route_key, delay, dedupe_id, require, token, failures, error, created_at'
 )
 _COMMITTED = "SELECT seq FROM sqlite_sequence WHERE name = 'easybus_outbox'"
-_WRITE_ROW = (  # the next row of the caller's transaction
+_WRITE_ROW = (  # the next row of the caller's transaction; `+service`: by the ids, from the last one down
     'INSERT INTO "easybus_outbox" ("transaction", service, writer, to_topic, name, body, route_key, delay, dedupe_id, '
     'require, created_at, origin) VALUES (coalesce((SELECT "transaction" FROM "easybus_outbox" WHERE id > ? '
-    "AND writer = ? AND service = ? ORDER BY id DESC LIMIT 1), ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "AND writer = ? AND +service = ? ORDER BY id DESC LIMIT 1), ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-# `+column` keeps the planner off the index of free rows, where it would walk the whole backlog for each of them.
-_FREE = (  # rows of transactions of which no row is claimed or backed off, oldest first
-    'SELECT "transaction" FROM "easybus_outbox" AS row WHERE service = ? AND parked = 0 AND due_at <= ? '
-    'AND NOT EXISTS (SELECT 1 FROM "easybus_outbox" AS other WHERE other."transaction" = row."transaction" '
-    "AND +other.service = row.service AND +other.parked = 0 AND other.due_at > ?) ORDER BY id LIMIT ?"
+# `+column` keeps the planner off the index of free rows, where it would walk the whole backlog for each transaction.
+FREE = (  # the transactions of the oldest due rows, of which no row is claimed or backed off; each is looked at once
+    'SELECT "transaction" FROM (SELECT "transaction", min(id) AS first FROM (SELECT "transaction", id '
+    'FROM "easybus_outbox" WHERE service = ? AND parked = 0 AND due_at <= ? ORDER BY id LIMIT ?) '
+    'GROUP BY "transaction") AS due WHERE NOT EXISTS (SELECT 1 FROM "easybus_outbox" AS other '
+    'WHERE other."transaction" = due."transaction" AND +other.service = ? AND +other.parked = 0 '
+    "AND other.due_at > ?) ORDER BY first"
 )
 _CLAIM = (
     'UPDATE "easybus_outbox" SET token = ?, due_at = ? WHERE +service = ? AND +parked = 0 '  # noqa: S608
@@ -120,11 +122,11 @@ class SqliteOutbox:
 
     async def claim(self, service: str, limit: int, lease: float) -> list[OutboxRow]:
         def look(connection: Connection) -> Any:
-            return WRITE if connection.rows(_FREE, (service, now := self._now(), now, 1)) else []
+            return WRITE if connection.rows(FREE, (service, now := self._now(), 1, service, now)) else []
 
         def work(connection: Connection) -> list[OutboxRow]:
             now, token = self._now(), os.urandom(12).hex()
-            free = list(dict.fromkeys(row[0] for row in connection.rows(_FREE, (service, now, now, limit))))
+            free = [row[0] for row in connection.rows(FREE, (service, now, limit, service, now))]
             claimed = connection.rows(_CLAIM, (token, now + to_microseconds(lease), service, json.dumps(free)))
             place = {transaction: at for at, transaction in enumerate(free)}
             return [_read(row) for row in sorted(claimed, key=lambda row: (place[row[1]], row[0]))]

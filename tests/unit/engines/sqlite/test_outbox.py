@@ -14,6 +14,7 @@ import pytest
 
 from easybus.engines.contract import Publication
 from easybus.engines.sqlite.engine import SqliteEngine
+from easybus.engines.sqlite.outbox import FREE
 from easybus.transactions import check, find
 
 from .conftest import Opener
@@ -128,6 +129,45 @@ async def test_a_deferred_transaction_is_not_refused_for_what_others_commit_mean
         assert tx.execute(statement, params) == 1
     caller.execute("COMMIT")
     await asyncio.wait_for(other, 5)
+
+
+async def test_a_long_transactions_rows_are_looked_at_a_few_times_each(engine: SqliteEngine, tmp_path: Path) -> None:
+    """By the virtual machine's own steps: a claim, and a send, that cost as much as all rows before them show here."""
+    if engine.outbox.library != "apsw":
+        pytest.skip("one library counts the steps; the statements are the same")
+    caller = apsw.Connection(str(tmp_path / "bus.db"))
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    async def cost(rows: int) -> tuple[int, int]:
+        nonlocal steps
+        caller.execute("BEGIN IMMEDIATE")
+        send(engine, caller, *[b"body"] * rows)
+        [(statement, params)] = engine.outbox.statements("shop", [Publication(False, "q", b"last")])
+        caller.set_progress_handler(count, 10)
+        steps = 0
+        caller.execute(statement, params)
+        sending = steps
+        caller.execute("COMMIT")
+        steps = 0
+        free = caller.execute(FREE, ("shop", 1 << 60, 500, "shop", 1 << 60)).fetchall()
+        assert len(free) == 1
+        caller.set_progress_handler(None)
+        claiming = steps
+        claimed = await engine.outbox.claim("shop", 500, 30)
+        assert len(claimed) == rows + 1
+        await engine.outbox.delete([(row.id, row.token) for row in claimed])
+        return sending, claiming
+
+    few, many = await cost(500), await cost(4000)
+    caller.close()
+    assert many[0] <= few[0] + 5, "a send's cost grows with the rows of its transaction"
+    assert many[1] < 10 * few[1], "a claim's cost grows with the square of a transaction's rows"
+    assert few[1] < 500 * 10
 
 
 async def test_a_copy_of_the_file_is_another_database(
