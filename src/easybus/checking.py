@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from .clock import SystemClock
-from .engines.contract import AuditedEngine, Engine
+from .engines.contract import AuditedEngine, Engine, Known
 from .errors import ConfigurationError, EasybusError, NotOpen
 from .opened import Opened
 from .promises import Guarantee, Kept, after_failure, handling, long, sending
@@ -77,6 +77,8 @@ class _Examination:
         self._rate = rate
         self._weak: set[Engine] = set()
         """Engines whose settings weaken what is confirmed."""
+        self._noted: set[Engine] = set()
+        """Engines of which there is something to know."""
         self._queues = by_queue(bus.handlers)
         self._options: dict[str, HandlerOptions] = {}
 
@@ -112,8 +114,12 @@ class _Examination:
                 self.contradiction(engine.url, f"it cannot be {asked}: {error}")
                 continue
             for sentence in sentences:
-                self._weak.add(engine)
-                self.contradiction(engine.url, sentence)
+                if isinstance(sentence, Known):
+                    self._noted.add(engine)
+                    self.note(engine.url, sentence)
+                else:
+                    self._weak.add(engine)
+                    self.contradiction(engine.url, sentence)
         return up
 
     def contradiction(self, where: str, text: str) -> None:
@@ -149,7 +155,7 @@ class _Examination:
                     "it keeps nothing: all of it is lost with the process, however it was confirmed; write "
                     "sqlite:///shop.db, or a server's URL (in tests, bus.testing() uses memory whatever the URL is)",
                 )
-            elif kept is Kept.SERVER and engine in up and engine not in self._weak:
+            elif kept is Kept.SERVER and engine in up and engine not in self._weak | self._noted:
                 self.contradiction(engine.url, "as its server is set, what was confirmed may be gone when that dies")
         for engine in self._opened.databases:
             if engine.outbox is None:

@@ -569,13 +569,20 @@ class ExclusiveEngine(Protocol):
         ...
 
 
+class Known(str):
+    """A sentence of `AuditedEngine.durability` that the URL accepts, or that no client can read: something to know,
+    and no contradiction."""
+
+    __slots__ = ()
+
+
 @runtime_checkable
 class AuditedEngine(Protocol):
     """An engine that can read which settings of its server, or of where its data lies, weaken "confirmed is kept"."""
 
     async def durability(self) -> list[str]:
         """A sentence for each: what it is, what may be lost, what to set instead. Empty: nothing is known against it.
-        They are shown behind the engine's URL.
+        They are shown behind the engine's URL; those that are `Known` as notes.
 
         The engine is open. Raises `EngineError` where it cannot be asked.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from ..contract import DeadLetterStorage, IdempotencyStorage, OutboxStorage, TransactionStorage
+from ..contract import DeadLetterStorage, IdempotencyStorage, Known, OutboxStorage, TransactionStorage
 from .address import Address
 from .driver import NatsDriver
 from .link import Link
@@ -39,7 +39,16 @@ class NatsEngine:
 
     async def durability(self) -> list[str]:
         """How often the server syncs, no client can read; what streams are, it can."""
-        return await self.driver.durability()
+        replicas = self._link.address.replicas
+        kept = "each stream has one copy (replicas=1)" if replicas == 1 else f"{replicas} servers have a copy each"
+        return [
+            *await self.driver.durability(),
+            Known(
+                "how often the server writes to its disk cannot be read; by default every two minutes, so that a power "
+                f"failure may lose what was confirmed since, and {kept}; set sync_interval: always in its jetstream "
+                "block"
+            ),
+        ]
 
     async def close(self) -> None:
         await self.driver.stop()

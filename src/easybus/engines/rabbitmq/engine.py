@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from ...errors import NotOpen
-from ..contract import DeadLetterStorage, IdempotencyStorage, OutboxStorage, TransactionStorage
+from ..contract import DeadLetterStorage, IdempotencyStorage, Known, OutboxStorage, TransactionStorage
 from .address import Address
 from .driver import RabbitmqDriver
 from .link import Link
@@ -37,6 +37,16 @@ class RabbitmqEngine:
         except BaseException:
             await self.close()
             raise
+
+    async def durability(self) -> list[str]:
+        """See `AuditedEngine`: what AMQP does not tell."""
+        return [
+            Known(
+                "a message is confirmed when most replicas of its quorum queue have it on their disks; how many nodes "
+                "there are cannot be read over AMQP: on one alone it is as safe as that node's disk, and away while "
+                "the node is; look with rabbitmqctl cluster_status, and have three"
+            )
+        ]
 
     async def close(self) -> None:
         await self.driver.close(NotOpen(f"{self.url} was closed"))

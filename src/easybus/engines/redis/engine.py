@@ -15,6 +15,7 @@ from redis.exceptions import NoPermissionError
 
 from ...clock import Clock
 from ...errors import ConfigurationError, NotOpen, Refused, Unavailable
+from ..contract import Known
 from .fused import RedisFusedDriver
 from .halves import RedisHalves
 from .keys import RedisKeys
@@ -78,11 +79,15 @@ class RedisEngine:
                 "there is no append-only file: all since the last snapshot is gone when the server dies; "
                 "set appendonly yes, appendfsync always"
             )
-        elif not await self._durable(link, info):
-            found.append(
-                "appendfsync is not always (or cannot be read): what was confirmed in the last one or two seconds is "
-                "gone when the server dies; set appendfsync always"
+        elif (sync := await self._appendfsync(link)) != "always":
+            says = (
+                f"appendfsync {f'is {sync}' if sync else 'cannot be read'}, not always: what was confirmed in the last "
+                f"{'half minute' if sync == 'no' else 'one or two seconds'} may be gone when the server dies"
             )
+            if self._location.accept_everysec and sync != "no":
+                found.append(Known(f"{says}; durability=everysec in its URL accepts that"))
+            else:
+                found.append(f"{says}; set appendfsync always, or accept everysec: ?durability=everysec in the URL")
         if info.get("maxmemory_policy", "noeviction") != "noeviction":
             found.append(f"maxmemory-policy is {info['maxmemory_policy']}: a full server throws messages away")
         return found
@@ -130,7 +135,11 @@ class RedisEngine:
                 self.url,
             )
             return False
+        return await self._appendfsync(link) == "always"
+
+    async def _appendfsync(self, link: Link) -> str:
+        """Empty where it cannot be read."""
         with contextlib.suppress(Refused):
             reply = await link.command("CONFIG GET", "appendfsync")
-            return bool(reply.get("appendfsync") == "always")
-        return False
+            return str(reply.get("appendfsync", ""))
+        return ""

@@ -37,6 +37,8 @@ class Location:
     prefix: str = "easybus"
     timeout: float = 5.0
     accept_eviction: bool = False
+    accept_everysec: bool = False
+    """Whether the last seconds before a server's death may be lost."""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     sentinel_username: str | None = None
@@ -98,6 +100,8 @@ def _options(shown: str, options: dict[str, str], *, secure: bool, sentinel: boo
                 known["timeout"] = float(value)
             elif name == "eviction" and value in ("accept", "refuse"):
                 known["accept_eviction"] = value == "accept"
+            elif name == "durability" and value in ("always", "everysec"):
+                known["accept_everysec"] = value == "everysec"
             elif sentinel and name in _SENTINEL_ONLY:
                 known[name] = value
             elif secure and name in _TLS:
@@ -109,7 +113,7 @@ def _options(shown: str, options: dict[str, str], *, secure: bool, sentinel: boo
                 raise ValueError(name)
         except (ValueError, KeyError):
             value = "…" if name in _SENTINEL_ONLY else value
-            allowed = ["prefix=shop", "timeout=5", "eviction=accept"]
+            allowed = ["prefix=shop", "timeout=5", "eviction=accept", "durability=everysec"]
             allowed += [f"{name}=…" for name in _SENTINEL_ONLY] if sentinel else []
             allowed += ["ca=FILE", "cert=FILE", "key=FILE", "verify=full|ca|none"] if secure else []
             raise ConfigurationError(

@@ -77,3 +77,12 @@ async def test_without_a_storage_the_line_to_write_is_shown(url: str) -> None:
     with pytest.raises(ConfigurationError, match="storage="):
         async with bus.handling():
             pass
+
+
+async def test_what_no_client_can_read_is_noted(url: str) -> None:
+    bus = Bus(url, storage="memory://noted")
+    bus.queue("jobs", int)
+    report = await bus.check()
+    assert [found.where for found in report.contradictions] == ["memory://noted"]
+    assert ["sync_interval: always" in note.text for note in report.notes] == [True]
+    assert [one.says for one in report.guarantees] == ["once confirmed, never lost"]

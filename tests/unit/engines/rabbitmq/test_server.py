@@ -442,6 +442,11 @@ class TestBus:
                 await done.wait()
         assert sorted(seen) == sorted((number, retried) for number in range(5) for retried in (0, 1))
 
+    async def test_what_no_client_can_read_is_noted(self, rabbitmq_server: RabbitmqServer) -> None:
+        report = await Bus(rabbitmq_server.url(settle=0), storage="memory://noted").check()
+        assert [found.where for found in report.contradictions] == ["memory://noted"]
+        assert ["cluster_status" in note.text for note in report.notes] == [True]
+
 
 async def first_of(call: Any) -> Any:
     """The first of its results, raised if it is an error."""

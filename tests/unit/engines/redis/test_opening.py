@@ -83,10 +83,28 @@ async def test_durable_is_what_appendfsync_makes_it(redis_server: RedisServer, s
         engine = await opened(redis_server.url())
         assert engine.driver.caps.durable is durable
         told = await engine.durability()
-        assert ["appendfsync is not always" in sentence for sentence in told] == ([] if durable else [True])
+        assert ["set appendfsync always" in sentence for sentence in told] == ([] if durable else [True])
         await engine.close()
     finally:
         redis_server.ask("CONFIG", "SET", "appendfsync", "always")
+
+
+async def test_everysec_can_be_accepted_and_less_cannot(redis_server: RedisServer) -> None:
+    found: dict[tuple[str, bool], tuple[bool, list[str]]] = {}
+    try:
+        for sync in ("everysec", "no"):
+            redis_server.ask("CONFIG", "SET", "appendfsync", sync)
+            for options in ({}, {"durability": "everysec"}):
+                report = await Bus(redis_server.url(**options)).check()
+                found[sync, bool(options)] = report.ok, [note.text for note in report.notes]
+    finally:
+        redis_server.ask("CONFIG", "SET", "appendfsync", "always")
+    assert {case: ok for case, (ok, _) in found.items()} == {
+        ("everysec", False): False, ("everysec", True): True, ("no", False): False, ("no", True): False,
+    }  # fmt: skip
+    assert ["accepts that" in note for note in found["everysec", True][1]] == [True]
+    with pytest.raises(ConfigurationError, match="durability=everysec"):
+        create(redis_server.url(durability="sometimes"), SystemClock())
 
 
 async def test_a_server_without_an_append_only_file_is_warned_of(
