@@ -11,13 +11,18 @@ import msgspec
 from nats.aio.msg import Msg
 
 from ...errors import ConfigurationError, Unavailable
-from .failures import JetStreamError, refused
+from .failures import LEADERLESS, JetStreamError, refused
 from .link import Link
 
 __all__ = ["Api", "status"]
 
 SCHEDULES = (2, 12)
 """The server's version from which it delivers at a time."""
+_FIRST_PATIENCE = 0.5
+_LONGEST_PATIENCE = 2.0
+"""Seconds after which a request is made again. A cluster leaves some without an answer: while a leader is elected, and
+where the answer comes from another server than the one that was asked, before that has told of our inbox."""
+_PAUSE = 0.1
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -35,19 +40,30 @@ class Api:
         self._at = 0.0
         self._span = (0.0, 0.0)
 
-    async def request(self, subject: str, content: Any = None) -> dict[str, Any]:
-        """One request's answer."""
+    async def request(self, subject: str, content: Any = None, *, slow: bool = False) -> dict[str, Any]:
+        """One request's answer. It may be made several times. `slow`: servers must agree first, so it may take three
+        times as long as other calls."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        payload = b"" if content is None else _encode(content)
-        [answer] = await self.link.ask([(f"$JS.API.{subject}", payload, None)])
-        if answer is None:
-            raise self.link.silent(subject)
-        if status(answer) == "503":
-            raise self._off()
-        said: dict[str, Any] = _decode(answer.data)
-        if "error" in said:
-            raise JetStreamError(said["error"])
+        call = (f"$JS.API.{subject}", b"" if content is None else _encode(content), None)
+        end = loop.time() + self.link.address.timeout * (3 if slow else 1)
+        patience = _FIRST_PATIENCE
+        while True:
+            began = loop.time()
+            [answer] = await self.link.ask([call], min(patience, end - began))
+            late = loop.time() + _PAUSE >= end
+            if answer is not None:
+                if status(answer) == "503":
+                    raise self._off()
+                said: dict[str, Any] = _decode(answer.data)
+                if "error" not in said:
+                    break
+                error = JetStreamError(said["error"])
+                if late or error.code not in LEADERLESS:
+                    raise error
+            elif late:
+                raise self.link.silent(subject)
+            await asyncio.sleep(max(0.0, _PAUSE - loop.time() + began))
+            patience = min(patience * 2, _LONGEST_PATIENCE)
         if "state" in said:  # a stream's; servers before 2.10 do not tell the time
             self._at = loop.time()
             moment = datetime.fromisoformat(said["ts"]).timestamp() if "ts" in said else time.time()
@@ -57,7 +73,7 @@ class Api:
     async def check(self) -> None:
         """Whether the server has JetStream. Raises `ConfigurationError`, `Unavailable`."""
         try:
-            await self.request("INFO")
+            await self.request("INFO", slow=True)
         except JetStreamError as error:
             if error.code in (10039, 10076):
                 raise ConfigurationError(

@@ -247,16 +247,16 @@ class Link:
         except FOREIGN as error:
             raise Unavailable(f"{self.address.url}: {error}") from error
 
-    async def ask(self, calls: Sequence[Call]) -> list[Msg | None]:
-        """Send these in their order; their answers, None where none came. Raises `Unavailable` before anything is
-        sent."""
+    async def ask(self, calls: Sequence[Call], seconds: float | None = None) -> list[Msg | None]:
+        """Send these in their order; their answers, None where none came within `seconds` (None: `timeout`). Raises
+        `Unavailable` before anything is sent."""
         client = self.client
         if not calls:
             return []
         asked, tokens = _Round(len(calls)), list[str]()
         base = f"{self._inbox}."
         # No scope with a timeout: where its buffer is full, the client library swallows a cancellation.
-        timer = asyncio.get_running_loop().call_later(self.address.timeout, asked.end)
+        timer = asyncio.get_running_loop().call_later(self.address.timeout if seconds is None else seconds, asked.end)
         try:
             for at, (subject, payload, headers) in enumerate(calls):
                 if client is not self._client or asked.done.done():

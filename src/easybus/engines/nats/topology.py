@@ -34,6 +34,8 @@ LONG = 1.0
 near each other, so shorter ones wait in their queue, put back by whoever fetches them too early."""
 _DUPLICATES = 120.0
 _TRIES = 50
+_SETTLING = (0.1, 0.2, 0.4, 0.8, 1.6, None)
+"""Seconds until a stream that was just made is looked for again."""
 
 
 class _Document(msgspec.Struct):
@@ -186,13 +188,20 @@ class Topology:
             if not change_document(document, snapshot):
                 return
             if not snapshot.version[0]:
-                await self._create(_bucket(self._names, self._api.link.address.replicas))
+                await self._make_bucket()
             if await self._store(document, snapshot.sequence):
                 return
             await asyncio.sleep(0.002 * attempt)
             self.forget()
             snapshot = await self.current()
         raise Unavailable(f"{self._url}: queues and bindings changed faster than they could be stored")
+
+    async def _make_bucket(self) -> None:
+        try:
+            await self._create(_bucket(self._names, self._api.link.address.replicas))
+        except JetStreamError as error:
+            if error.code != NO_STREAM:  # seen as none yet: looked for again before anything is stored
+                raise refused(error, self._url) from error
 
     async def _store(self, document: _Document, sequence: int) -> bool:
         body = msgspec.json.encode(document)
@@ -217,18 +226,26 @@ class Topology:
     # ------------------------------------------------------------------------------------------------ streams
 
     async def _make(self, queue: str) -> None:
+        for pause in _SETTLING:
+            try:
+                await self._make_once(queue)
+                break
+            except JetStreamError as error:
+                if pause is None or error.code != NO_STREAM:
+                    raise refused(error, self._url) from error
+            # Another process is making it: servers of a cluster come to know of a stream one after another.
+            await asyncio.sleep(pause)
+
+    async def _make_once(self, queue: str) -> None:
         names, address = self._names, self._api.link.address
         stream = names.stream(queue)
         config = _stream(names, queue, address.replicas, schedules=self._api.schedules)
         standing = await self._create(config)
         if not set(config["subjects"]) <= set(standing["subjects"]) or standing["retention"] != "workqueue":
             raise DeclaredOtherwise(f"{self._url}: stream {stream} is none of easybus': delete it, or write ?prefix=")
-        try:
-            if self._api.schedules and not standing.get("allow_msg_schedules"):  # made by an older server
-                await self._api.request(f"STREAM.UPDATE.{stream}", {**standing, "allow_msg_schedules": True})
-            await self.ensure_consumer(queue)
-        except JetStreamError as error:
-            raise refused(error, self._url) from error
+        if self._api.schedules and not standing.get("allow_msg_schedules"):  # made by an older server
+            await self._api.request(f"STREAM.UPDATE.{stream}", {**standing, "allow_msg_schedules": True})
+        await self.ensure_consumer(queue)
 
     async def ensure_consumer(self, queue: str) -> dict[str, Any]:
         """The consumer's info; made where it is missing. Raises `JetStreamError`."""
@@ -250,21 +267,19 @@ class Topology:
             "filter_subject": self._names.ready(queue),
         }
         return await self._api.request(
-            f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config}
+            f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config}, slow=True
         )
 
     async def _create(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Make a stream if it is missing; what stands is left as it is, and its settings are returned."""
+        """Make a stream if it is missing; what stands is left as it is, and its settings are returned. Raises
+        `JetStreamError`."""
         name = config["name"]
         try:
-            try:
-                return (await self._api.request(f"STREAM.CREATE.{name}", config))["config"]
-            except JetStreamError as error:
-                if error.code != OTHER_STREAM:
-                    raise
-                return (await self._api.stream_info(name))["config"]  # an operator's settings: kept
+            return (await self._api.request(f"STREAM.CREATE.{name}", config, slow=True))["config"]
         except JetStreamError as error:
-            raise refused(error, self._url) from error
+            if error.code != OTHER_STREAM:
+                raise
+        return (await self._api.stream_info(name))["config"]  # an operator's settings: kept
 
     async def _delete(self, queue: str) -> None:
         stream = self._names.stream(queue)

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.servers.nats import NatsServer
@@ -23,6 +24,8 @@ from easybus.engines.contract import (
     Publication,
     Settled,
 )
+from easybus.engines.nats.driver import NatsDriver
+from easybus.engines.nats.failures import NO_STREAM, JetStreamError
 from easybus.errors import NotDeclared
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
@@ -220,3 +223,37 @@ async def test_a_stream_that_was_set_up_to_forget_is_told(driver: Driver, opened
     (told,) = await driver.durability()  # type: ignore[attr-defined]
     assert names.stream("lost") in told
     assert "memory" in told
+
+
+async def test_a_request_that_nobody_answers_is_made_again(driver: NatsDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, unanswered = driver._link.ask, ["STREAM.CREATE", "CONSUMER.DURABLE.CREATE", "STREAM.INFO"]
+
+    async def deaf(calls: Any, seconds: float | None = None) -> Any:
+        for what in unanswered:
+            if what in calls[0][0]:
+                unanswered.remove(what)
+                return [None]
+        return await ask(calls, seconds)
+
+    monkeypatch.setattr(driver._link, "ask", deaf)
+    await topology(driver, ["emails"])
+    await publish(driver, [to_queue("emails", b"x")])
+    assert not unanswered
+    assert await drain(driver, "emails") == [b"x"]
+
+
+async def test_a_stream_that_the_server_asked_does_not_know_yet_is_looked_for_again(
+    driver: NatsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, unknown = driver._api.consumer_info, [True, True]
+
+    async def late(stream: str, consumer: str) -> Any:
+        if unknown:
+            unknown.pop()
+            raise JetStreamError({"err_code": NO_STREAM, "description": "stream not found"})
+        return await info(stream, consumer)
+
+    monkeypatch.setattr(driver._api, "consumer_info", late)
+    await topology(driver, ["emails"])
+    await publish(driver, [to_queue("emails", b"x")])
+    assert not unknown
