@@ -32,8 +32,9 @@ from .scripts import Script
 from .topology import Topology, declared, declaring, dropping, no_queue, no_topic, to_microseconds
 
 T = TypeVar("T")
-_PUBLISH, _FETCH, _SETTLE = Script("publish"), Script("fetch"), Script("settle")
-_DECLARE, _DROP, _STATS, _PURGE = Script("declare"), Script("drop"), Script("stats"), Script("purge")
+_PUBLISH, _FETCH, _SETTLE = Script("publish", lasting=True), Script("fetch"), Script("settle")
+_DECLARE, _DROP = Script("declare", lasting=True), Script("drop", lasting=True)
+_STATS, _PURGE = Script("stats"), Script("purge")
 
 MOST = 1000
 """Messages in one step: the server does nothing else meanwhile."""

@@ -88,6 +88,14 @@ class RedisEngine:
                 found.append(Known(f"{says}; durability=everysec in its URL accepts that"))
             else:
                 found.append(f"{says}; set appendfsync always, or accept everysec: ?durability=everysec in the URL")
+        wanted, there = self._location.replicas, int(info.get("connected_slaves", 0))
+        if self._location.service and not wanted:
+            found.append(
+                "no replica is waited for, so a failover may lose what was confirmed just before it; with two replicas "
+                "write ?replicas=1 in the URL"
+            )
+        elif wanted > there and info:
+            found.append(f"replicas={wanted} in the URL, and {there} are connected: nothing can be sent")
         if info.get("maxmemory_policy", "noeviction") != "noeviction":
             found.append(f"maxmemory-policy is {info['maxmemory_policy']}: a full server throws messages away")
         return found

@@ -12,7 +12,8 @@ from .names import scope_of
 from .scripts import Script
 from .topology import to_microseconds
 
-_STORE, _CHANGE, _CLAIM, _READ = Script("half_store"), Script("half_change"), Script("half_claim"), Script("half_read")
+_STORE, _CHANGE = Script("half_store", lasting=True), Script("half_change", lasting=True)
+_CLAIM, _READ = Script("half_claim"), Script("half_read")
 _PART = 100
 
 

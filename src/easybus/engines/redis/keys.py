@@ -7,18 +7,20 @@ the server's own expiry.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...errors import NotSupported
+from ...errors import EngineError, NotSupported
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
-from .link import Link
+from .link import Behind, Link
 from .scripts import Script
 from .topology import to_microseconds
 
-_CLAIM, _FINISH, _HOLD, _LOOKUP = Script("claim"), Script("finish"), Script("hold"), Script("lookup")
+_CLAIM, _FINISH = Script("claim", lasting=True), Script("finish", lasting=True)
+_HOLD, _LOOKUP = Script("hold"), Script("lookup")
 _AT_ONCE = 500
 _LONGEST = 10 * 366 * 86_400_000  # milliseconds
 _OTHERS: dict[int, ClaimResult] = {-1: Conflict(), -2: Busy(), -3: Done()}
@@ -76,7 +78,13 @@ async def claim_keys(
         for at, (claim, secret) in enumerate(zip(part, fresh, strict=True), start):
             member = members[at] if members else ""
             values += (claim.digest, to_microseconds(claim.lease), claim.replay, secret, member)
-        codes = await link.run(_CLAIM, [link.names.key(claim.queue, claim.id) for claim in part], values)
+        try:
+            codes = await link.run(_CLAIM, [link.names.key(claim.queue, claim.id) for claim in part], values)
+        except Behind:  # nobody will handle these
+            tokens = [link.names.token(one.queue, one.id, secret) for one, secret in zip(part, fresh, strict=True)]
+            with contextlib.suppress(EngineError):
+                await hold_keys(link, tokens, None)
+            raise
         for claim, secret, code in zip(part, fresh, codes, strict=True):
             if code < 0:
                 found.append(_OTHERS[code])

@@ -18,8 +18,9 @@ from .link import Link
 from .scripts import Script
 from .topology import to_microseconds
 
-_STORE, _FETCH, _READ = Script("letter_store"), Script("letter_fetch"), Script("letter_read")
-_FIND, _MARK, _DELETE = Script("letter_find"), Script("letter_mark"), Script("letter_delete")
+_STORE, _FETCH = Script("letter_store", lasting=True), Script("letter_fetch", lasting=True)
+_MARK, _DELETE = Script("letter_mark", lasting=True), Script("letter_delete", lasting=True)
+_FIND, _READ = Script("letter_find"), Script("letter_read")
 _PART = 100
 _encode = msgspec.json.encode
 _decode_event = msgspec.json.Decoder(dict[str, Any]).decode

@@ -1,4 +1,12 @@
-"""One open server: the scripts run on it, and what is known of it."""
+"""One open server: the scripts run on it, and what is known of it.
+
+With `replicas=` a lasting script counts as run only when so many replicas have what it wrote:
+
+    in step → script, WAIT: reached → in step       not reached → behind, Unavailable; what was written may be lost
+    behind  → WAIT alone:   reached → in step → …   not reached → Unavailable, and nothing is written
+
+So a master that was given up, and does not know it yet, confirms nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,7 @@ from typing import Any, TypeVar
 from redis.exceptions import NoScriptError
 
 from ...clock import Clock
-from ...errors import NotOpen
+from ...errors import NotOpen, Unavailable
 from .client import connect
 from .failures import CAUGHT, translated
 from .location import Location
@@ -23,6 +31,10 @@ _AT_ONCE = 32
 _LOAD = Script("topology")
 
 
+class Behind(Unavailable):
+    """Written, but too few replicas have it: it may be lost with the master."""
+
+
 class Link:
     """Connected to one server, or to the master that Sentinel names."""
 
@@ -34,6 +46,10 @@ class Link:
         self._execute: Any = self._client.execute_command  # pyright: ignore[reportUnknownMemberType]
         self.wakes = Wakes(self._client, clock)
         self._calls = asyncio.Semaphore(_AT_ONCE)
+        self._replicas = location.replicas
+        self._patience = max(1, int(location.timeout * 800))
+        """Milliseconds that replicas have; less than a call has."""
+        self._behind = False
         self._later: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -44,12 +60,15 @@ class Link:
 
     async def command(self, *words: Any) -> Any:
         """Run one command. Raises as the table in `failures.py` says."""
+        return await self._answer(self._execute, words)
+
+    async def _answer(self, ask: Callable[..., Coroutine[Any, Any, T]], words: Sequence[Any]) -> T:
         self.check()
         task = asyncio.current_task()
         asked = 0 if task is None else task.cancelling()
         try:
             async with self._calls:
-                result = await self._execute(*words)
+                result = await ask(*words)
         except NoScriptError:
             raise
         except CAUGHT as error:
@@ -62,10 +81,35 @@ class Link:
 
     async def run(self, script: Script, keys: Sequence[str] = (), values: Sequence[Any] = ()) -> Any:
         """Run one script, sent again where the server does not know it (then it has done nothing yet)."""
+        command = self._lasting if script.lasting and self._replicas else self.command
         try:
-            return await self.command("EVALSHA", script.sha, len(keys), *keys, *values)
+            return await command("EVALSHA", script.sha, len(keys), *keys, *values)
         except NoScriptError:
-            return await self.command("EVAL", script.text, len(keys), *keys, *values)
+            return await command("EVAL", script.text, len(keys), *keys, *values)
+
+    async def _lasting(self, *words: Any) -> Any:
+        """Run one command, and wait for the replicas. Raises `Behind`; `Unavailable` where nothing was written."""
+        if self._behind:
+            reached = await self.command("WAIT", self._replicas, self._patience)
+            if reached < self._replicas:
+                raise Unavailable(f"{self.url}: {reached} of {self._replicas} replicas answer (replicas=)")
+            self._behind = False
+        reply, reached = await self._answer(self._awaited, words)
+        if reached < self._replicas:
+            self._behind = True
+            raise Behind(f"{self.url}: {reached} of {self._replicas} replicas have what was written (replicas=)")
+        return reply
+
+    async def _awaited(self, *words: Any) -> tuple[Any, int]:
+        """On one connection, for WAIT is about what that has written."""
+        pipeline: Any = self._client.pipeline(transaction=False)
+        pipeline.execute_command(*words)
+        pipeline.execute_command("WAIT", self._replicas, self._patience)
+        reply, reached = await pipeline.execute(raise_on_error=False)
+        for answer in (reply, reached):
+            if isinstance(answer, Exception):
+                raise answer
+        return reply, reached
 
     async def refresh(self) -> Topology:
         """Read what is declared."""

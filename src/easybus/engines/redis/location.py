@@ -36,6 +36,8 @@ class Location:
     """The name that Sentinel knows the master by; empty: `hosts` is the server itself."""
     prefix: str = "easybus"
     timeout: float = 5.0
+    replicas: int = 0
+    """How many must have what was written before it counts."""
     accept_eviction: bool = False
     accept_everysec: bool = False
     """Whether the last seconds before a server's death may be lost."""
@@ -98,6 +100,8 @@ def _options(shown: str, options: dict[str, str], *, secure: bool, sentinel: boo
                 known["prefix"] = value
             elif name == "timeout" and 0 < float(value) < 3600:
                 known["timeout"] = float(value)
+            elif name == "replicas" and 0 <= int(value) < 100:
+                known["replicas"] = int(value)
             elif name == "eviction" and value in ("accept", "refuse"):
                 known["accept_eviction"] = value == "accept"
             elif name == "durability" and value in ("always", "everysec"):
@@ -113,7 +117,7 @@ def _options(shown: str, options: dict[str, str], *, secure: bool, sentinel: boo
                 raise ValueError(name)
         except (ValueError, KeyError):
             value = "…" if name in _SENTINEL_ONLY else value
-            allowed = ["prefix=shop", "timeout=5", "eviction=accept", "durability=everysec"]
+            allowed = ["prefix=shop", "timeout=5", "replicas=1", "eviction=accept", "durability=everysec"]
             allowed += [f"{name}=…" for name in _SENTINEL_ONLY] if sentinel else []
             allowed += ["ca=FILE", "cert=FILE", "key=FILE", "verify=full|ca|none"] if secure else []
             raise ConfigurationError(

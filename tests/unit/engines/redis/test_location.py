@@ -57,6 +57,7 @@ def test_tls_checks_the_servers_name_unless_told_otherwise() -> None:
         ("redis://a?perfix=x", "unknown option perfix=x; there are prefix=shop"),
         ("redis://a?timeout=soon", "unknown option timeout=soon"),
         ("redis://a?ca=/x", "unknown option ca=/x"),
+        ("redis://a?replicas=all", "unknown option replicas=all; there are prefix=shop, timeout=5, replicas=1"),
         ("redis://a?eviction=maybe", "unknown option eviction=maybe"),
         (f"redis://a?sentinel_password={CANARY}", "unknown option sentinel_password=…"),
     ],
