@@ -74,11 +74,7 @@ class Server:
         """Start it on the data that it has, and wait until it answers."""
         if self.up:
             return
-        if not self._prepared:
-            self.prepare()
-            self._prepared = True
-        with open(self.folder / "output.log", "ab") as output:
-            self._process = self._spawn(self.command(), stdout=output, stderr=output)
+        self.spawn()
         deadline = time.monotonic() + PATIENCE
         while not self.answers():
             if not self.up or time.monotonic() > deadline:
@@ -86,6 +82,14 @@ class Server:
                 self.kill()
                 raise RuntimeError(f"{self.name} {why}:\n{self.output()[-3000:]}")
             time.sleep(0.02)
+
+    def spawn(self) -> None:
+        """Start it on the data that it has."""
+        if not self._prepared:
+            self.prepare()
+            self._prepared = True
+        with open(self.folder / "output.log", "ab") as output:
+            self._process = self._spawn(self.command(), stdout=output, stderr=output)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
         """End it gently; killed if it does not."""

@@ -48,6 +48,20 @@ class RedisServer(Server):
             lines.readline()
             return lines.readline().decode().strip()
 
+    def talk(self, *words: str) -> str:
+        """One command, and all words of its answer, line by line."""
+        with socket.create_connection((HOST, self.port), timeout=5.0) as peer:
+            peer.sendall(_packed("AUTH", PASSWORD) + _packed(*words) + _packed("PING"))
+            lines = peer.makefile("rb")
+            lines.readline()
+            said: list[str] = []
+            while (line := lines.readline()) != b"+PONG\r\n":
+                if not line:
+                    raise OSError("the server has hung up")
+                if not line.startswith((b"*", b"$")):
+                    said.append(line.decode().rstrip("\r\n"))
+            return "\n".join(said)
+
     def url(self, *, password: str = PASSWORD, **options: str) -> str:
         """Its URL, with a fresh prefix."""
         options = {"prefix": f"test{next(self._numbers)}"} | options
@@ -69,6 +83,11 @@ class SentinelServer(RedisServer):
     """A Sentinel, alone, that watches one master by the name `mymaster` and fails over within a second or two."""
 
     name = "sentinel"
+    quorum = 1
+    down_after = 500
+    """Milliseconds of silence."""
+    failover_timeout = 3000
+    """Milliseconds; no second failover begins within twice that."""
 
     def __init__(self, master: RedisServer) -> None:
         super().__init__()
@@ -80,10 +99,10 @@ class SentinelServer(RedisServer):
             f"port {self.port}",
             f"dir {self.folder}",
             f"requirepass {PASSWORD}",
-            f"sentinel monitor mymaster {HOST} {self._master.port} 1",
+            f"sentinel monitor mymaster {HOST} {self._master.port} {self.quorum}",
             f"sentinel auth-pass mymaster {PASSWORD}",
-            "sentinel down-after-milliseconds mymaster 500",
-            "sentinel failover-timeout mymaster 3000",
+            f"sentinel down-after-milliseconds mymaster {self.down_after}",
+            f"sentinel failover-timeout mymaster {self.failover_timeout}",
         ]
         (self.folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
 
