@@ -58,6 +58,8 @@ class Confirms:
         self._opening = asyncio.Lock()
         self._last = 0
         self._pending: dict[int, tuple[_Batch, int]] = {}
+        self._refused = False
+        """The server has refused something on this channel."""
         link.on_blocked.append(self._fail)
 
     async def send(self, parcels: Sequence[Parcel]) -> list[Outcome]:
@@ -90,6 +92,11 @@ class Confirms:
             for tag in range(first, first + len(parcels)):
                 if (found := pending.pop(tag, None)) is not None:
                     batch.outcomes[found[1]] = late
+            self._refused = True
+        if self._refused and not self._pending:
+            # A channel may hold a queue's old leader to be its leader for ever (3.10: one that was opened while it was
+            # elected); a new one asks who leads now.
+            channel.forget()
         return batch.outcomes
 
     async def _open(self) -> Channel:
@@ -102,6 +109,7 @@ class Confirms:
             if self._link.blocked:
                 raise Unavailable(f"RabbitMQ takes no messages now: {self._link.blocked}")
             self._last = 0
+            self._refused = False
             self._channel = channel
             return channel
 
@@ -111,6 +119,7 @@ class Confirms:
         method = frame.method
         tag, taken = method.delivery_tag, isinstance(method, Ack)
         outcome = None if taken else Unavailable("RabbitMQ did not take it: the queue is full, or has no leader now")
+        self._refused |= not taken
         if not method.multiple:
             self._settle(tag, outcome)
             return

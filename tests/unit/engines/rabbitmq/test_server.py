@@ -29,6 +29,7 @@ from easybus.engines.contract import (
     QueueStats,
     Settled,
 )
+from easybus.engines.rabbitmq.driver import RabbitmqDriver
 from easybus.engines.registry import create
 from easybus.errors import DeclaredOtherwise, NotDeclared, Refused, Unavailable
 from easybus.testing.driver_base import drain, fresh, publish, receive, to_queue, to_topic, topology
@@ -168,6 +169,24 @@ class TestOutages:
             await asyncio.to_thread(rabbitmq_server.control, "set_vm_memory_high_watermark", "0.8")
         await eventually(lambda: publish_one(driver, queue, b"after"))
 
+    async def test_after_a_refusal_messages_go_by_a_new_channel(
+        self, driver: RabbitmqDriver, rabbitmq_server: RabbitmqServer
+    ) -> None:
+        queue = fresh("queue")
+        await topology(driver, [queue])
+        full = ("set_policy", "--apply-to", "queues", queue, f"^{queue}$", '{"max-length": 1}')
+        await asyncio.to_thread(rabbitmq_server.control, *full)
+        try:
+            channels: set[Any] = set()
+            async with asyncio.timeout(20):
+                while len(channels) < 3:
+                    (result,) = await settled_publish(driver, to_queue(queue, b"x"))
+                    if isinstance(result, Unavailable):
+                        channels.add(driver._confirms._channel)
+        finally:
+            await asyncio.to_thread(rabbitmq_server.control, "clear_policy", queue)
+        await eventually(lambda: publish_one(driver, queue, b"after"))
+
     async def test_a_host_that_is_away_is_passed_over(self, rabbitmq_server: RabbitmqServer) -> None:
         url = rabbitmq_server.url(timeout=2).replace(f"@127.0.0.1:{rabbitmq_server.port}", "@127.0.0.1:1,127.0.0.1:{}")
         engine = await opened(url.format(rabbitmq_server.port))
@@ -200,7 +219,7 @@ class TestOutages:
         await publish(engine.driver, [to_queue(queue, b"x" * 1_000_000)])
         assert await drain(engine.driver, queue) == [b"x" * 1_000_000]
         await engine.close()
-        with pytest.raises(Refused, match="not trusted"):  # it is for 127.0.0.1
+        with pytest.raises(Refused, match="not for this host"):  # it is for 127.0.0.1
             await opened(f"{url}&cafile={rabbitmq_server.certificate}".replace("@127.0.0.1", "@localhost"))
 
     async def test_a_virtual_host_that_is_not_there_is_refused(self, rabbitmq_server: RabbitmqServer) -> None:
