@@ -31,6 +31,8 @@ Connection: TypeAlias = Any
 OLDEST = (13, 0)
 _TRIES = 5
 _CLOSING = 2.0
+_SILENCE = 0.3
+"""Seconds after which the next host is tried beside one that says nothing."""
 
 _PLANS = (  # every statement of ours looks up by an index, and is planned so whatever the statistics say
     "SELECT set_config(name, value, false) FROM (VALUES ('enable_seqscan', 'off'), ('enable_bitmapscan', 'off'), "
@@ -88,6 +90,7 @@ class Connections:
                 if wiped(error):
                     self._prepared = False
                 if cut.passed:
+                    self.distrust()
                     raise Unavailable(
                         f"{self._location.url}: no answer within {self._location.timeout:g} s (timeout=)"
                     ) from error
@@ -129,6 +132,12 @@ class Connections:
             connection.terminate()
         else:
             self._free.append(connection)
+
+    def distrust(self) -> None:
+        """A server does not answer: its other connections would each be waited for in turn."""
+        free, self._free = self._free, []
+        for connection in free:
+            connection.terminate()
 
     @property
     def busy(self) -> set[asyncio.Task[Any]]:
@@ -200,8 +209,39 @@ async def connect(
 
 
 async def _connect(location: Location, settings: dict[str, Any]) -> Connection:
+    """To the first host that lets us in and takes writes. Each is tried when the one before has failed, or is silent
+    for a moment: the client library would wait for a frozen one until no time is left for the others."""
     library: Any = asyncpg
-    return await library.connect(location.dsn, timeout=min(5.0, location.timeout), **settings)
+    waiting = list(location.hosts)
+    trying: set[asyncio.Task[Connection]] = set()
+    failed: list[BaseException] = []
+    try:
+        while waiting or trying:
+            if waiting:
+                host, port = waiting.pop(0)
+                dial = library.connect(
+                    location.dsn, host=host, port=port, timeout=min(5.0, location.timeout), **settings
+                )
+                trying.add(asyncio.ensure_future(dial))
+            patience = _SILENCE if waiting else None
+            done, _ = await asyncio.wait(trying, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if (error := task.exception()) is None:
+                    trying.discard(task)
+                    return task.result()
+                failed.append(error)
+            trying -= done
+    finally:
+        for task in trying:
+            task.add_done_callback(_let_go)
+            task.cancel()
+    raise next((error for error in failed if not isinstance(error, OSError)), failed[-1])
+
+
+def _let_go(task: asyncio.Task[Connection]) -> None:
+    """Another host was quicker."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
 
 
 async def disconnect(connection: Connection) -> None:

@@ -45,6 +45,8 @@ async def transaction(session: Session) -> AsyncGenerator[Any]:
                 raise
             if NO_ROW in str(error):
                 raise EngineError(f"{location.url}: not committed, the message is another's meanwhile") from error
+            if cut.passed:
+                guests.distrust()
             raise translated(error, location.url) from error
         finally:
             cut.cancel()
@@ -60,7 +62,7 @@ async def transaction(session: Session) -> AsyncGenerator[Any]:
         # What the server surely did not commit is the handler's own failure; anything else leaves it unknown.
         await step(inner.commit, definite=_not_committed)
     finally:
-        if connection.is_in_transaction():  # cancelled, or cut off, half way
+        if not connection.is_closed() and connection.is_in_transaction():  # cancelled, or cut off, half way
             connection.terminate()
         connection.forget()
         guests.give_back(connection)

@@ -32,6 +32,7 @@ PASSED_ON = (
     "passfile",
 )
 """What the client library reads itself."""
+PORT = 5432
 _SPELLING = "write postgresql://user:password@host:5432/database"
 
 
@@ -44,6 +45,8 @@ class Location:
     names: Names
     dsn: str = field(repr=False)
     """As the client library takes it, with the password."""
+    hosts: tuple[tuple[str, int], ...] = ()
+    """All of them; one of them is used."""
     connections: int = 10
     transactions: int = 20
     timeout: float = 10.0
@@ -55,7 +58,6 @@ def locate(url: str) -> Location:
     """Read a URL. Raises `ConfigurationError`, with what is allowed."""
     parts = urlsplit(url)
     shown = _shown(parts)
-    _check_hosts(parts, shown)
     if parts.fragment:
         raise ConfigurationError(f"{shown}: '#' must be written %23, in a password too; {_SPELLING}")
     ours: dict[str, str] = {}
@@ -70,10 +72,13 @@ def locate(url: str) -> Location:
             raise ConfigurationError(
                 f"{shown}: unknown option {name!r}; there are {known}; and {', '.join(PASSED_ON)} as in libpq"
             )
-    if "," in parts.netloc.rpartition("@")[2]:
+    hosts = _hosts(parts, shown)
+    if len(hosts) > 1:
         theirs.setdefault("target_session_attrs", "read-write")  # of several hosts, the one that takes writes
+    if "sslrootcert" in theirs:
+        theirs.setdefault("sslmode", "verify-full")  # who names an authority wants the server verified
     dsn = f"postgresql://{parts.netloc}{parts.path}" + (f"?{urlencode(theirs, quote_via=quote)}" if theirs else "")
-    return Location(shown, _names(ours, shown), dsn, **_numbers(ours, shown))
+    return Location(shown, _names(ours, shown), dsn, hosts, **_numbers(ours, shown))
 
 
 def _names(options: dict[str, str], shown: str) -> Names:
@@ -114,9 +119,10 @@ def _shown(parts: SplitResult) -> str:
     return f"{parts.scheme}://{user}{at}{hosts}{parts.path}{query}"
 
 
-def _check_hosts(parts: SplitResult, shown: str) -> None:
+def _hosts(parts: SplitResult, shown: str) -> tuple[tuple[str, int], ...]:
     # A password with an unquoted / or ? ends the host early, and then parts of it would be shown or dialled.
     user_info, _, hosts = parts.netloc.rpartition("@")
+    found: list[tuple[str, int]] = []
     for host in hosts.split(","):
         name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
         if colon and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
@@ -126,9 +132,11 @@ def _check_hosts(parts: SplitResult, shown: str) -> None:
                 f"this postgresql:// URL names no host, or a wrong port; {_SPELLING}, with '/', '?', '#', '@' and ':' "
                 "in user and password written %2F, %3F, %23, %40 and %3A"
             )
+        found.append(((name if colon else host).strip("[]"), int(port) if colon else PORT))
     if "@" in user_info or ":" in user_info.partition(":")[2]:
         raise ConfigurationError(
             f"this postgresql:// URL has '@' or ':' in its user or password: write them %40 and %3A; {_SPELLING}"
         )
     if not parts.path.strip("/"):
         raise ConfigurationError(f"{shown}: the database is missing; {_SPELLING}")
+    return tuple(found)

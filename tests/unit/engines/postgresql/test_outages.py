@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
+import asyncpg
 import pytest
 from tests.servers.postgresql import PostgresqlServer
 
 from easybus import Unavailable
+from easybus.clock import SystemClock
 from easybus.engines.contract import Ack, DeclareQueue, Publication
 from easybus.engines.postgresql.engine import PostgresqlEngine
+from easybus.engines.registry import create
 
 from .conftest import Opener
 
@@ -129,3 +133,43 @@ async def test_tables_that_were_wiped_are_made_again(
     await engine.driver.declare([DeclareQueue("jobs")])
     await publish(engine, b"again")
     assert await receive(engine) == b"again"
+
+
+async def test_a_handlers_transaction_whose_connection_is_cut_is_unavailable(engine: PostgresqlEngine) -> None:
+    transaction = engine.transaction(asyncpg.Connection)
+    assert transaction is not None
+    with pytest.raises(Unavailable):
+        async with transaction as connection:
+            connection.terminate()
+
+
+@pytest.mark.parametrize("scheme", ["silent", "away"])
+async def test_a_host_that_is_silent_or_away_is_passed_over_in_time(
+    postgresql_server: PostgresqlServer, scheme: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing, as a frozen one
+        port = silent.getsockname()[1] if scheme == "silent" else 1
+        here = f"127.0.0.1:{postgresql_server.port}"
+        engine = create(postgresql_server.schema().replace(here, f"127.0.0.1:{port},{here}"), SystemClock())
+        began = time.monotonic()
+        await engine.open()
+        try:
+            assert time.monotonic() - began < 4.0
+        finally:
+            await engine.close()
+
+
+async def test_of_a_server_that_stops_answering_one_connection_is_waited_for(
+    opened: Opener, postgresql_server: PostgresqlServer
+) -> None:
+    engine = await opened(f"{postgresql_server.schema()}&timeout=1")
+    await engine.driver.declare([DeclareQueue("jobs")])
+    await asyncio.gather(*(engine.driver.fetch("jobs", 1, 0.0, 1.0) for _ in range(5)))  # so many connections are free
+    postgresql_server.freeze()
+    try:
+        with pytest.raises(Unavailable):
+            await engine.driver.publish([Publication(False, "jobs", b"lost")])
+        assert not engine._session.connections._free
+    finally:
+        postgresql_server.thaw()
+    await publish(engine, b"after")
