@@ -69,6 +69,7 @@ class Storm:
         began = time.time()
         self._handlers = [self.worker(self._handler, f"handler{at}") for at in range(_HANDLERS)]
         self._senders = [self.worker("send", f"sender{at}") for at in range(_SENDERS)]
+        until(lambda: len(self._lines("open")) == _HANDLERS + _SENDERS, "not all processes are open")
         self._wait_for_a_job_sent_after(began, 60.0)
         until(self._cluster.whole, "the cluster is not whole under load")
 

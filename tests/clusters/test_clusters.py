@@ -5,6 +5,7 @@ Senders and handlers are processes of their own; the judge is their ledgers. The
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def weathered(storm: Storm, blows: tuple[str, ...]) -> Found:
     print(f"\n{found}")
     assert not found.lost, f"{found}\n{storm.errors()}"
     assert found.confirmed > 10 * len(blows), found
-    assert max(found.recoveries) < RECOVERY, f"{found}\n{storm.errors()}"
+    busy = max(1.0, os.getloadavg()[1] / (os.cpu_count() or 1))  # what others do on this machine slows all of it
+    assert max(found.recoveries) < RECOVERY * busy, f"{found}\n{storm.errors()}"
     return found
 
 
@@ -76,7 +78,7 @@ def test_postgresql_with_a_synchronous_standby_loses_nothing_and_doubles_nothing
     postgresql_pair: PostgresqlPair, begin: Begin, blows: tuple[str, ...]
 ) -> None:
     postgresql_pair.sql("DROP TABLE IF EXISTS effect; CREATE TABLE effect (id text)")
-    found = weathered(begin(postgresql_pair, postgresql_pair.url(), handler="within"), blows)
+    found = weathered(begin(postgresql_pair, postgresql_pair.url(timeout=5), handler="within"), blows)
     effects = postgresql_pair.sql("SELECT id FROM effect").splitlines()
     assert len(effects) == len(set(effects)) >= found.confirmed, found
 

@@ -6,6 +6,7 @@
     within    likewise, and into the table `effect` in the bus's own transaction
     declare   opens five buses at once, each declares and sends one job; then it ends
 
+Who sends or handles says so in the ledger `open`.
 Ledgers are files, one line a write, of all processes. What is raised to the caller goes to standard error.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ async def send(bus: Bus, name: str, folder: Path) -> None:
     confirmed = Ledger(folder / "confirmed")
     number = 0
     async with bus:
+        Ledger(folder / "open").write(name)
         bound = bus.bind(jobs)
         while not (folder / "stop").exists():
             number += 1
@@ -104,7 +107,11 @@ async def main(role: str, name: str, folder: Path, url: str, storage: str) -> No
         await asyncio.gather(*(declare(bus, f"{name}-{at}", folder) for at, bus in enumerate(buses)))
     else:
         bus.include(handling(folder) if role == "handle" else handling_within(folder))
-        await bus.run()
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        async with bus.handling():
+            Ledger(folder / "open").write(name)
+            await stop.wait()
 
 
 if __name__ == "__main__":

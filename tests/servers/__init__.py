@@ -28,7 +28,7 @@ __all__ = ["HOST", "Server", "find_program", "free_port", "missing"]
 
 HOST = "127.0.0.1"
 PATIENCE = 30.0
-"""Seconds that a server may take to answer, or to end."""
+"""Seconds that a server may take to answer, a program to end."""
 
 
 class Server:
@@ -37,6 +37,8 @@ class Server:
     name = "server"
     user: str | None = None
     """Who runs it where the tests are root, for servers that refuse to be root's."""
+    patience = PATIENCE
+    """Seconds that it may take to answer."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"easybus-{self.name}-"))
@@ -75,10 +77,10 @@ class Server:
         if self.up:
             return
         self.spawn()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while not self.answers():
             if not self.up or time.monotonic() > deadline:
-                why = "ended" if not self.up else f"does not answer after {PATIENCE:.0f} s"
+                why = "ended" if not self.up else f"does not answer after {self.patience:.0f} s"
                 self.kill()
                 raise RuntimeError(f"{self.name} {why}:\n{self.output()[-3000:]}")
             time.sleep(0.02)
@@ -148,7 +150,7 @@ class Server:
     def run(self, *command: str) -> str:
         """Run a program to its end as the server's user; returns what it printed. Raises `RuntimeError`."""
         process = self._spawn(list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = process.communicate(timeout=PATIENCE)[0].decode(errors="replace")
+        said = process.communicate(timeout=self.patience)[0].decode(errors="replace")
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}: {said}")
         return said

@@ -35,7 +35,7 @@ class _Node(NatsServer):
             "listen": f"{HOST}:{self.route}",
             "routes": [f"nats://{HOST}:{peer.route}" for peer in self.peers],
         }
-        path.write_text(json.dumps(settings, indent=1))
+        path.write_text(json.dumps(settings, indent=1, ensure_ascii=False))
 
     @property
     def server_name(self) -> str:

@@ -17,6 +17,7 @@ class _Node(RabbitmqServer):
     """One of them."""
 
     name = "rabbitmq-node"
+    patience = 90.0
 
     def __init__(self) -> None:
         super().__init__()

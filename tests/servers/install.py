@@ -1,6 +1,7 @@
 """Install the servers that no wheel brings, from the system's packages where that may be done, and say what is missing.
 
-`python -m tests.servers.install`: PostgreSQL, Redis and NATS come as wheels with the test extra; these do not.
+`python -m tests.servers.install`: PostgreSQL, Redis and NATS come as wheels with the test extra, the first two
+without TLS; the others do not.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from . import find_program
 
 __all__ = ["main"]
 
-PACKAGES = {"MariaDB": ("mariadbd", "mariadb-server"), "RabbitMQ": ("rabbitmq-server", "rabbitmq-server")}
-_FOLDERS = ("/usr/sbin", "/usr/local/bin", "/usr/lib/rabbitmq/bin")
+PACKAGES = {
+    "MariaDB": ("mariadbd", "mariadb-server"),
+    "RabbitMQ": ("rabbitmq-server", "rabbitmq-server"),
+    "PostgreSQL with TLS": ("postgres", "postgresql"),
+    "Redis with TLS": ("redis-server", "redis-server"),
+}
+_POSTGRESQL = tuple(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin"))
+_FOLDERS = ("/usr/sbin", "/usr/local/bin", "/usr/lib/rabbitmq/bin", *_POSTGRESQL)
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ class NatsServer(Server):
         sync: bool = False,
         tls: bool = False,
         max_payload: int = 8 << 20,
+        password: str = PASSWORD,
         program: str | None = None,
     ) -> None:
         chosen = program or os.environ.get("EASYBUS_TEST_NATS")
@@ -38,6 +39,7 @@ class NatsServer(Server):
         self._sync = sync
         self._tls = tls
         self._max_payload = max_payload
+        self._password = password
         self._numbers = itertools.count(1)
         super().__init__()
 
@@ -46,7 +48,7 @@ class NatsServer(Server):
             "host": HOST,
             "port": self.port,
             "max_payload": self._max_payload,
-            "authorization": {"user": USER, "password": PASSWORD},
+            "authorization": {"user": USER, "password": self._password},
         }
         if self._jetstream:
             syncing = {"sync_interval": "always"} if self._sync else {}
@@ -58,7 +60,7 @@ class NatsServer(Server):
                 *("-addext", f"subjectAltName=IP:{HOST}", "-keyout", key, "-out", self.certificate),
             )
             settings["tls"] = {"cert_file": self.certificate, "key_file": key}
-        (self.folder / "server.conf").write_text(json.dumps(settings, indent=1))
+        (self.folder / "server.conf").write_text(json.dumps(settings, indent=1, ensure_ascii=False))
 
     @property
     def certificate(self) -> str:

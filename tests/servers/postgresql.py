@@ -21,8 +21,8 @@ class PostgresqlServer(Server):
     name = "postgresql"
     user = "nobody"  # it refuses to be root's
 
-    def __init__(self) -> None:
-        chosen = os.environ.get("EASYBUS_TEST_POSTGRESQL")
+    def __init__(self, program: str | None = None) -> None:
+        chosen = os.environ.get("EASYBUS_TEST_POSTGRESQL") if program is None else str(Path(program).parent)
         system = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
         folders = tuple(str(path) for path in system)
         found = (

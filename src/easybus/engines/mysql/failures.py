@@ -10,6 +10,7 @@ from typing import Any
 from asyncmy import errors as theirs
 
 from ...errors import ConfigurationError, EasybusError, Refused, TooLarge, Unavailable
+from ..certificates import untrusted
 
 _named: Any = theirs
 
@@ -56,6 +57,8 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
     if isinstance(error, EasybusError):
         return error
     number = code(error)
+    if first and (why := untrusted(error, "ssl_ca")) is not None:
+        return ConfigurationError(f"{url}: {why}")
     if first and number in MISCONFIGURED:
         return ConfigurationError(f"{url}: {_text(error)}: {MISCONFIGURED[number]}")
     if first and isinstance(error, RuntimeError) and "cryptography" in str(error):

@@ -13,6 +13,7 @@ from typing import Any
 import nats.errors
 
 from ...errors import BadDelay, ConfigurationError, EasybusError, EngineError, Refused, TooLarge, Unavailable
+from ..certificates import untrusted
 
 NO_STREAM = 10059
 NO_CONSUMER = 10014
@@ -62,6 +63,8 @@ def unconnected(error: BaseException, url: str) -> EasybusError:
             f"{url}: the server refuses this user, password, token or credentials; mend the URL "
             "(special characters as %XX), or the server's accounts"
         )
+    if (why := untrusted(error, "tls_ca")) is not None:
+        return ConfigurationError(f"{url}: {why}")
     if isinstance(error, ssl.SSLError):
         return ConfigurationError(f"{url}: {said}: write ?tls_ca= with the authority of the server's certificate")
     if isinstance(error, (FileNotFoundError, PermissionError)):

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 
 from ...errors import ConfigurationError, EasybusError, Refused, Unavailable
+from ..certificates import untrusted
 
 REFUSED = {
     # class or code: what to do about it
@@ -36,6 +37,8 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
         return error
     code: str = getattr(error, "sqlstate", None) or ""
     if first:
+        if (why := untrusted(error, "sslrootcert")) is not None:
+            return ConfigurationError(f"{url}: {why}")
         for known, advice in MISCONFIGURED.items():
             if code.startswith(known):
                 return ConfigurationError(f"{url}: {_text(error)}: {advice}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import ssl
 from typing import Any
 
 from pika import exceptions
 
 from ...errors import DeclaredOtherwise, EngineError, NotDeclared, Refused, TooLarge, Unavailable
+from ..certificates import untrusted
 
 __all__ = ["fault", "largest"]
 
@@ -25,9 +25,8 @@ def fault(error: BaseException | None, what: str) -> EngineError:
             return _chain(Refused(f"{what}: RabbitMQ refuses this user or password: mend the URL"), inner)
         if isinstance(inner, exceptions.ProbableAccessDeniedError):
             return _chain(Refused(f"{what}: RabbitMQ refuses this user the virtual host of the URL"), inner)
-        if isinstance(inner, ssl.SSLCertVerificationError):
-            text = f"{what}: the server's certificate is not trusted ({inner.verify_message}); name its ?cafile="
-            return _chain(Refused(text), inner)
+        if (why := untrusted(inner, "cafile")) is not None:
+            return _chain(Refused(f"{what}: {why}"), inner)
         code: int = getattr(inner, "reply_code", 0)
         if code:
             return _chain(_replied(code, str(getattr(inner, "reply_text", "")), what), inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import redis.exceptions as client
 
 from ...errors import EngineError, Refused, Unavailable
+from ..certificates import untrusted
 
 CAUGHT = (client.RedisError, OSError, UnicodeEncodeError)
 """What a call through the client raises."""
@@ -39,6 +40,8 @@ _BY_CODE: tuple[tuple[str, type[EngineError], str], ...] = (
 
 def translated(error: BaseException, where: str) -> EngineError:
     """The error to raise, from `error`."""
+    if (why := untrusted(error, "ca")) is not None:
+        return Refused(f"{where}: {why}")
     for kind, ours, says in _BY_TYPE:
         if isinstance(error, kind):
             return ours(f"{where}: {says} ({error})")
