@@ -11,9 +11,11 @@ Publishes and moves are as durable as the server commits; fetches, extensions, n
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, cast
+from datetime import datetime
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -42,8 +44,9 @@ from .waking import until_found
 Receipt: TypeAlias = tuple[int, int]
 """The row's id, and the owner that it was delivered to."""
 
-_LAZY = "set_config('synchronous_commit', 'off', true)"
-"""In a RETURNING list: this statement's own transaction is not waited for on the disk."""
+_LAZY = (  # in a WHERE: this statement's own transaction is not waited for on the disk
+    "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
+)
 
 _INSERT = (  # nothing, where what the rows were routed by is no longer what is declared
     "INSERT INTO {message} (queue_id, visible_at, body) SELECT queue_id, now() + make_interval(secs => delay), body "
@@ -51,25 +54,28 @@ _INSERT = (  # nothing, where what the rows were routed by is no longer what is 
     "WHERE (SELECT value FROM {meta} WHERE name = 'bindings') = $1"
 )
 _FETCH = (  # each row to one fetch only, under an owner of its own; the lease begins now
-    "WITH due AS MATERIALIZED (SELECT id, visible_at FROM {message} WHERE queue_id = $1 AND visible_at <= now() "
-    "ORDER BY visible_at, id LIMIT $2 FOR UPDATE SKIP LOCKED) "
-    "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => $3), attempt = attempt + 1, "
-    "owner = $4 + message.id FROM due WHERE message.id = due.id AND message.id = ANY (ARRAY(SELECT id FROM due)) "
-    f"RETURNING due.visible_at, message.id, attempt, body, {_LAZY}"
+    "WITH due AS MATERIALIZED (SELECT ctid AS place, visible_at FROM {message} WHERE queue_id = $1 "
+    f"AND visible_at <= now() AND visible_at >= coalesce($5, '-infinity'::timestamptz) AND {_LAZY} "
+    "ORDER BY visible_at, id LIMIT $2 FOR UPDATE SKIP LOCKED), "
+    "taken AS (UPDATE {message} AS message SET visible_at = now() + make_interval(secs => $3), attempt = attempt + 1, "
+    "owner = $4 + message.id FROM due WHERE message.ctid = due.place "
+    "RETURNING due.visible_at AS due_at, message.id, attempt, body) "
+    "SELECT id, attempt, body, due_at FROM taken ORDER BY due_at, id"
 )
 _NEXT_DUE = (  # the queue's id as it is now, and the seconds until its next row is due
     "SELECT id, (SELECT extract(epoch FROM visible_at - now())::float8 FROM {message} WHERE queue_id = queue.id "
     "ORDER BY visible_at LIMIT 1) FROM {queue} AS queue WHERE name = $1"
 )
 _ACK = (  # gone, each only under its owner; returns those that were
-    f"DELETE FROM {{message}} WHERE id = ANY ($1::bigint[]) AND owner = ANY ($2::bigint[]) RETURNING id, owner, {_LAZY}"
+    f"DELETE FROM {{message}} WHERE id = ANY ($1::bigint[]) AND owner = ANY ($2::bigint[]) AND {_LAZY} "
+    "RETURNING id, owner"
 )
 _POSTPONE = (  # extended where it is kept, else given back
     "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => delay), "
     "owner = CASE WHEN keep THEN message.owner ELSE 0 END "
     "FROM unnest($1::bigint[], $2::bigint[], $3::float8[], $4::bool[]) AS given(id, owner, delay, keep) "
-    "WHERE message.id = ANY ($1) AND message.id = given.id AND message.owner = given.owner "
-    f"RETURNING message.id, given.owner, {_LAZY}"
+    f"WHERE message.id = ANY ($1) AND message.id = given.id AND message.owner = given.owner AND {_LAZY} "
+    "RETURNING message.id, given.owner"
 )
 _MOVE = (  # the retry takes the delivery's place in one step
     "UPDATE {message} AS message SET visible_at = now() + make_interval(secs => delay), body = given.body, "
@@ -89,7 +95,19 @@ _PURGE = (  # what is not in flight, a part at a time, nothing newer than when t
 )
 
 _TRIES = 20
+_LOOK_BACK = 0.25
+"""Seconds until a fetch begins at the queue's beginning again, and not where the last one ended."""
 _PART = 32 << 20  # bytes in one statement
+
+
+class _Front(NamedTuple):
+    """Where a queue was last taken from. What lies before it in the index is mostly dead, and every fetch would step
+    over it until the next vacuum; what has come there since (committed late, put back by a clock) is found by the
+    fetches that look back."""
+
+    at: datetime
+    looked: float
+    """When a fetch last began at the beginning, by the loop's clock."""
 
 
 class PostgresqlDriver:
@@ -100,6 +118,7 @@ class PostgresqlDriver:
     def __init__(self, clock: Clock, session: Session) -> None:
         self._clock = clock
         self._session = session
+        self._fronts: dict[int, _Front] = {}
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -169,9 +188,24 @@ class PostgresqlDriver:
     async def own(self, connection: Connection, queue: str, number: int, limit: int, lease: float) -> list[Delivery]:
         """Take up to `limit` due messages."""
         owner = int.from_bytes(os.urandom(8), "big") >> 2
-        rows: list[Any] = await connection.fetch(self._session.names(_FETCH), number, limit, lease, owner)
-        rows.sort(key=lambda row: (row[0], row[1]))
-        return [Delivery(queue, row[3], row[2], (row[1], owner + row[1])) for row in rows]
+        statement, now = self._session.names(_FETCH), asyncio.get_running_loop().time()
+        front = self._fronts.get(number)
+        if front is not None and front.looked + _LOOK_BACK < now:
+            front = None
+        since = None if front is None else front.at
+        rows: list[Any] = await connection.fetch(statement, number, limit, lease, owner, since)
+        if front is not None and not rows:
+            front = None
+            rows = await connection.fetch(statement, number, limit, lease, owner, None)
+        if len(rows) < limit:
+            self._fronts.pop(number, None)
+        else:
+            self._fronts[number] = _Front(rows[-1][3], now if front is None else front.looked)
+        return [Delivery(queue, row[2], row[1], (row[0], owner + row[0])) for row in rows]
+
+    async def extend(self, connection: Connection, deliveries: Sequence[Delivery], lease: float) -> None:
+        """Their leases begin anew."""
+        await self._settle(connection, [Extend(delivery, lease) for delivery in deliveries])
 
     async def next_due(self, connection: Connection, queue: str) -> tuple[float | None, int]:
         """In how many seconds the queue's next message is due, and the queue's id. Raises `NotDeclared`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,8 +18,11 @@ from .waking import until_found
 _FINISH = (  # keys are done, and only then their deliveries gone; as durable as a publish
     f"WITH done AS ({COMPLETE}), gone AS (DELETE FROM {{message}} WHERE id = ANY (ARRAY("
     "SELECT delivery FROM unnest($2::bigint[], $4::bigint[]) AS given(secret, delivery) "
-    "WHERE secret = ANY (ARRAY(SELECT secret FROM done)))) AND owner = ANY ($5::bigint[])) SELECT id, secret FROM done"
+    "WHERE secret = ANY (ARRAY(SELECT secret FROM done)))) AND owner = ANY ($5::bigint[])) "
+    "SELECT array_agg(id), array_agg(secret) FROM done"
 )
+
+_LATE = 0.02  # of a lease
 
 
 class PostgresqlFusedDriver(PostgresqlDriver):
@@ -42,11 +46,16 @@ class PostgresqlFusedDriver(PostgresqlDriver):
             number = await self.number(queue)
 
             async def work(connection: Connection) -> tuple[list[Taken], float | None, int]:
+                begun = time.monotonic()
                 deliveries = await self.own(connection, queue, number, limit, lease)
                 if not deliveries:
                     return [], *await self.next_due(connection, queue)
                 try:
-                    return await self._claim(connection, deliveries, parse), None, number
+                    taken = await self._claim(connection, deliveries, parse)
+                    if time.monotonic() - begun > lease * _LATE:
+                        # The keys are held for longer than the deliveries, whose next taker would find them busy.
+                        await self.extend(connection, deliveries, lease)
+                    return taken, None, number
                 except BaseException:
                     self.give_back(queue, deliveries)
                     raise
@@ -93,5 +102,5 @@ class PostgresqlFusedDriver(PostgresqlDriver):
         pairs = sorted((row_of(item.token), item.delivery.receipt) for item in batch)  # one order: no deadlocks
         given: list[Any] = [[key[0] for key, _ in pairs], [key[1] for key, _ in pairs], keep]
         given += [[receipt[0] for _, receipt in pairs], [receipt[1] for _, receipt in pairs]]
-        rows = await self._session.connections.run(lambda connection: connection.fetch(statement, *given))
-        return {f"{row[0]}-{row[1]}" for row in rows}
+        done = await self._session.connections.run(lambda connection: connection.fetchrow(statement, *given))
+        return {f"{row}-{secret}" for row, secret in zip(*done, strict=True)} if done[0] is not None else set()

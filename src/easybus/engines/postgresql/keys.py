@@ -30,7 +30,7 @@ _LIVE = (  # whether the key's claim or completion holds now; EXISTS would be pl
     "WHERE lease.key_id = key.id AND lease.secret = key.secret), '-infinity') > now()))"
 )
 _CLAIM = (  # one owner a key: a row that another holds, or has done, or that has another digest, is not returned
-    "INSERT INTO {key} AS key (queue, key, digest, secret, replay, until_at, state, starts, again) "
+    "WITH claimed AS (INSERT INTO {key} AS key (queue, key, digest, secret, replay, until_at, state, starts, again) "
     "SELECT $1, key, digest, $2 + place, coalesce(replay, ''), now() + make_interval(secs => $3), 1, 1, false "
     "FROM unnest($4::text[], $5::bytea[], $6::text[]) WITH ORDINALITY AS given(key, digest, replay, place) "
     "ON CONFLICT (queue, key) DO UPDATE SET "
@@ -39,9 +39,10 @@ _CLAIM = (  # one owner a key: a row that another holds, or has done, or that ha
     "replay = CASE WHEN excluded.replay = '' THEN key.replay ELSE excluded.replay END, "
     "starts = CASE WHEN key.state = 2 OR excluded.replay NOT IN ('', key.replay) THEN 1 ELSE key.starts + 1 END "
     "WHERE CASE key.state WHEN 2 THEN key.until_at <= now() WHEN 0 THEN key.digest = excluded.digest "
-    f"ELSE key.digest = excluded.digest AND NOT {_LIVE} END RETURNING key, id, secret, starts, again"
+    f"ELSE key.digest = excluded.digest AND NOT {_LIVE} END RETURNING secret - $2 AS place, id, secret, starts, again) "
+    "SELECT array_agg(place), array_agg(id), array_agg(secret), array_agg(starts), array_agg(again) FROM claimed"
 )
-_CLAIM_LAZILY = f"{_CLAIM}, set_config('synchronous_commit', 'off', true)"
+_CLAIM_LAZILY = f"{_CLAIM} WHERE (SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
 _LOOK = (  # OFFSET 0: looked up one by one
     "SELECT found.* FROM unnest($2::text[]) AS given(key) CROSS JOIN LATERAL "
     f"(SELECT key, digest, state, {_LIVE} FROM {{key}} AS key "
@@ -179,7 +180,7 @@ async def _claim_in_one_queue(connection: Connection, names: Names, batch: Seque
         first.setdefault(key, at)
     given = sorted(first)  # in one order everywhere: no deadlocks
     replays = [escape(batch[first[key]].replay) for key in given] if any(claim.replay for claim in batch) else []
-    rows = await connection.fetch(
+    columns = await connection.fetchrow(
         names(_CLAIM_LAZILY if batch[0].lazy else _CLAIM),
         queue,
         int.from_bytes(os.urandom(8), "big") >> 2,
@@ -188,7 +189,10 @@ async def _claim_in_one_queue(connection: Connection, names: Names, batch: Seque
         [batch[first[key]].digest for key in given],
         replays,
     )
-    taken: dict[str, ClaimResult] = {row[0]: Claimed(f"{row[1]}-{row[2]}", row[4], row[3]) for row in rows}
+    taken: dict[str, ClaimResult] = {}
+    if columns[0] is not None:
+        for place, number, secret, starts, again in zip(*columns, strict=True):
+            taken[given[place - 1]] = Claimed(f"{number}-{secret}", again, starts)
     refused: dict[str, Any] = {}
     if len(taken) < len(given):
         others = [key for key in given if key not in taken]
