@@ -11,9 +11,10 @@ Every commit is as durable as the server is configured to be; MySQL has no lazie
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -36,7 +37,7 @@ from ..contract import (
 from ..limits import Limits
 from .failures import STALE, code
 from .limits import limits
-from .link import BEGIN, COMMIT, ROLLBACK, Link, Rows, Step
+from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Rows, Step
 from .names import held, micros
 from .session import Session
 from .topology import Snapshot, no_queue, no_topic
@@ -55,10 +56,11 @@ _GUARDED = (  # refused (`STALE`), and all with it, where the rows were routed b
     "(IF(@easybus = %s, %s, NULL), @easybus_now + %s, %s)"
 )
 _FETCH = (  # each row to one fetch only; the index gives the order, so that no more is locked than is taken
-    "SELECT id, attempt + 1, body FROM {message} FORCE INDEX (due) WHERE queue_id = %s AND visible_at <= {now} "
+    "SELECT id, attempt + 1, body, visible_at FROM {message} FORCE INDEX (due) "
+    "WHERE queue_id = %s AND visible_at <= {now} AND visible_at >= %s "
     "ORDER BY visible_at, id LIMIT %s FOR UPDATE SKIP LOCKED"
 )
-_LEASE = "UPDATE {message} SET visible_at = {now} + %s, attempt = attempt + 1, owner = %s WHERE id IN %s"
+_LEASE = "UPDATE {message} SET visible_at = @easybus_now + %s, attempt = attempt + 1, owner = %s WHERE id IN %s"
 _NEXT_DUE = (  # the queue's id as it is now, and the microseconds until its next row is due
     "SELECT id, (SELECT visible_at - {now} FROM {message} FORCE INDEX (due) WHERE queue_id = queue.id "
     "ORDER BY visible_at, id LIMIT 1) FROM {queue} AS queue WHERE name = %s"
@@ -85,10 +87,21 @@ _PURGEABLE = (  # what is not in flight, a part at a time, nothing newer than wh
 _PURGE = "DELETE FROM {message} WHERE id IN %s"
 
 _TRIES = 20
+_LOOK_BACK = 0.25
+"""Seconds until a fetch begins at the queue's beginning again, and not where the last one ended."""
 _ROW_SIZE = 64
 """Bytes that a row takes besides its body."""
 _AT_ONCE = 500
 """Deliveries acked by one statement: longer lists are no longer looked up by the index."""
+
+
+class _Front(NamedTuple):
+    """Where a queue was last taken from. What lies before it in the index is mostly gone, and every fetch would step
+    over it until the server has cleared it away; what has come there since is found by the fetches that look back."""
+
+    at: int
+    looked: float
+    """When a fetch last began at the beginning, by the loop's clock."""
 
 
 class MysqlDriver:
@@ -97,6 +110,7 @@ class MysqlDriver:
     def __init__(self, clock: Clock, session: Session) -> None:
         self._clock = clock
         self._session = session
+        self._fronts: dict[int, _Front] = {}
 
     @property
     def caps(self) -> Capabilities:
@@ -165,7 +179,7 @@ class MysqlDriver:
                 found, leased = await self.lock(link, queue, number, limit, lease)
                 if not found:
                     return [], *await self.next_due(link, queue)
-                await link.run(leased, COMMIT)
+                await link.run(CLOCK, leased, COMMIT)
                 return found, None, number
 
             return await session.connections.run(work, undo=lambda result: self.give_back(queue, result[0]))
@@ -185,7 +199,18 @@ class MysqlDriver:
     async def lock(self, link: Link, queue: str, number: int, limit: int, lease: float) -> tuple[list[Delivery], Step]:
         """Begin a transaction, in which up to `limit` due messages are locked; and the step that takes them."""
         owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
-        rows = (await link.run(BEGIN, (_FETCH, number, limit)))[1].rows
+        now = asyncio.get_running_loop().time()
+        front = self._fronts.get(number)
+        if front is not None and front.looked + _LOOK_BACK < now:
+            front = None
+        rows = (await link.run(BEGIN, (_FETCH, number, front.at if front else 0, limit)))[1].rows
+        if front is not None and not rows:
+            front = None
+            rows = (await link.run((_FETCH, number, 0, limit)))[0].rows
+        if len(rows) < limit:
+            self._fronts.pop(number, None)
+        else:
+            self._fronts[number] = _Front(rows[-1][3], now if front is None else front.looked)
         found = [Delivery(queue, row[2], row[1], (row[0], owner)) for row in rows]
         return found, (_LEASE, micros(lease), owner, [row[0] for row in rows])
 

@@ -10,7 +10,7 @@ from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .driver import MysqlDriver, ack_steps
 from .keys import MysqlKeys, Tokens, Wishes, complete_held
-from .link import COMMIT, Link
+from .link import CLOCK, COMMIT, Link
 from .session import Session
 from .waking import until_found
 
@@ -41,9 +41,9 @@ class MysqlFusedDriver(MysqlDriver):
                     return [], *await self.next_due(link, queue)
                 parsed = [parse(delivery) for delivery in deliveries]
                 wishes = Wishes([claim for claim, _ in parsed if claim is not None], session)
-                looks = (await link.run(leased, *wishes.steps, COMMIT))[2:-1:2]
+                claimed = (await link.run(CLOCK, leased, *wishes.steps, COMMIT))[2:-1]
                 try:
-                    results = iter(await wishes.granted(link, looks))
+                    results = iter(await wishes.granted(link, claimed))
                 except BaseException:
                     self._take_back(queue, deliveries, wishes.tokens)
                     raise

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
-from .link import BEGIN, COMMIT, ROLLBACK, Link, Rows, Step
+from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Result, Rows, Step
 from .names import ident, micros, place
 from .session import Session
 
@@ -33,7 +33,12 @@ _ADD = (  # claimed, where the key is not there; left alone where it is
     "INSERT INTO {key} (place, digest, secret, replay, until_at, state, starts, again) VALUES %s "
     "ON DUPLICATE KEY UPDATE id = id"
 )
-_NEW = "(%s, %s, %s, %s, {now} + %s, 1, 1, 0)"
+_ADD_AND_LOOK = (  # the same and `_LOOK` in one, which MariaDB can
+    f"{_ADD} RETURNING place, id, digest, secret, state, (until_at > @easybus_now OR (state = 1 AND EXISTS ("
+    "SELECT 1 FROM {lease} AS lease WHERE lease.key_id = {key}.id AND lease.secret = {key}.secret "
+    "AND lease.until_at > @easybus_now))), starts, again, replay"
+)
+_NEW = "(%s, %s, %s, %s, @easybus_now + %s, 1, 1, 0)"
 _LOOK = (
     f"SELECT place, id, digest, secret, state, {_LIVE}, starts, again, replay FROM {{key}} AS key_ FORCE INDEX (place) "
     "WHERE place IN %s ORDER BY place"
@@ -46,7 +51,7 @@ _TAKE_OVER = (
 _THESE = "id IN %s AND (id, secret) IN %s AND state = 1"
 _HELD = f"SELECT id, secret FROM {{key}} WHERE {_THESE}"
 _HELD_LOCKED = f"{_HELD} FOR UPDATE"
-_COMPLETE = f"UPDATE {{key}} SET state = 2, starts = 0, until_at = {{now}} + %s WHERE {_THESE}"
+_COMPLETE = f"UPDATE {{key}} SET state = 2, starts = 0, until_at = @easybus_now + %s WHERE {_THESE}"
 _COMPLETE_ONE = (  # the last statement of a caller's transaction
     "UPDATE {key} SET state = 2, starts = 0, until_at = {now} + %s WHERE id = %s AND secret = %s AND state = 1"
 )
@@ -82,7 +87,7 @@ class MysqlKeys:
         wishes = Wishes(batch, self._session)  # one secret for all tries: what an earlier one has claimed is ours
 
         async def work(link: Link) -> list[ClaimResult]:
-            return await wishes.granted(link, (await link.run(*wishes.steps))[1::2]) if batch else []
+            return await wishes.granted(link, (await link.run(CLOCK, *wishes.steps))[1:]) if batch else []
 
         return await self._session.connections.run(work, undo=undo)
 
@@ -175,7 +180,7 @@ async def complete_held(link: Link, parts: Sequence[Part], keep: float) -> set[s
 async def change_held(link: Link, parts: Sequence[Part], statement: str, *given: Any) -> set[str]:
     """Begin a transaction, and change the keys that are held; returns their tokens."""
     changes: list[Step] = [(statement, *given, *part) for part in parts]
-    results = await link.run(BEGIN, *changes)
+    results = await link.run(BEGIN, CLOCK, *changes)
     if sum(result.changed for result in results) == sum(len(rows) for rows, _ in parts):
         return found(pair for _, pairs in parts for pair in pairs)
     # Some are not: which, is seen only before the change.
@@ -211,7 +216,7 @@ class _Row(NamedTuple):
 
 
 class Wishes:
-    """A batch of claims: `steps`, then what they gave to `granted`."""
+    """A batch of claims: `steps`, run after `CLOCK`, then what they gave to `granted`."""
 
     def __init__(self, batch: Sequence[Claim], session: Session) -> None:
         self._batch = batch
@@ -223,21 +228,23 @@ class Wishes:
         for at, where in enumerate(self._places):
             self._first.setdefault(where, at)
         ordered = sorted(self._first)  # in one order everywhere: no deadlocks
-        template = session.names(_NEW)
         self.steps: list[Step] = []
         for begin in range(0, len(ordered), _AT_ONCE):
             part = ordered[begin : begin + _AT_ONCE]
             rows = [self._row(batch[self._first[where]], where) for where in part]
-            self.steps += [(_ADD, Rows(template, rows)), (_LOOK, part)]
+            if session.names.mariadb:
+                self.steps.append((_ADD_AND_LOOK, Rows(_NEW, rows)))
+            else:
+                self.steps += [(_ADD, Rows(_NEW, rows)), (_LOOK, part)]
 
     def _row(self, claim: Claim, where: bytes) -> tuple[Any, ...]:
         return (where, claim.digest, self._secret, claim.replay.encode("utf-8", "surrogatepass"), micros(claim.lease))
 
-    async def granted(self, link: Link, looks: Sequence[Any]) -> list[ClaimResult]:
-        """The results, by what the steps gave for each look; what looks free is taken over first."""
+    async def granted(self, link: Link, results: Sequence[Result]) -> list[ClaimResult]:
+        """The results, by what the steps gave; what looks free is taken over first."""
         given: dict[bytes, ClaimResult] = {}
         free: list[bytes] = []
-        for row in (_Row(*row) for look in looks for row in look.rows):
+        for row in (_Row(*row) for result in results for row in result.rows):
             if row.secret == self._secret:
                 given[row.place] = Claimed(self._token(row), bool(row.again), row.starts)
                 self.tokens.append(self._token(row))

@@ -23,6 +23,8 @@ Step: TypeAlias = tuple[Any, ...]
 BEGIN: Step = ("START TRANSACTION",)
 COMMIT: Step = ("COMMIT",)
 ROLLBACK: Step = ("ROLLBACK",)
+CLOCK: Step = ("SET @easybus_now = {now}",)
+"""The server's time, read once for all rows that the statements after it write."""
 
 _library: Any = asyncmy.converters
 _escaped: Callable[[bytes], str] = _library.escape_bytes_prefixed
