@@ -11,10 +11,9 @@ Every commit is as durable as the server is configured to be; MySQL has no lazie
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -34,6 +33,7 @@ from ..contract import (
     Settled,
     held_up,
 )
+from ..fronts import Fronts
 from ..limits import Limits
 from .failures import STALE, code
 from .limits import limits
@@ -87,21 +87,10 @@ _PURGEABLE = (  # what is not in flight, a part at a time, nothing newer than wh
 _PURGE = "DELETE FROM {message} WHERE id IN %s"
 
 _TRIES = 20
-_LOOK_BACK = 0.25
-"""Seconds until a fetch begins at the queue's beginning again, and not where the last one ended."""
 _ROW_SIZE = 64
 """Bytes that a row takes besides its body."""
 _AT_ONCE = 500
 """Deliveries acked by one statement: longer lists are no longer looked up by the index."""
-
-
-class _Front(NamedTuple):
-    """Where a queue was last taken from. What lies before it in the index is mostly gone, and every fetch would step
-    over it until the server has cleared it away; what has come there since is found by the fetches that look back."""
-
-    at: int
-    looked: float
-    """When a fetch last began at the beginning, by the loop's clock."""
 
 
 class MysqlDriver:
@@ -110,7 +99,7 @@ class MysqlDriver:
     def __init__(self, clock: Clock, session: Session) -> None:
         self._clock = clock
         self._session = session
-        self._fronts: dict[int, _Front] = {}
+        self._fronts: Fronts[int] = Fronts()
 
     @property
     def caps(self) -> Capabilities:
@@ -199,18 +188,12 @@ class MysqlDriver:
     async def lock(self, link: Link, queue: str, number: int, limit: int, lease: float) -> tuple[list[Delivery], Step]:
         """Begin a transaction, in which up to `limit` due messages are locked; and the step that takes them."""
         owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
-        now = asyncio.get_running_loop().time()
-        front = self._fronts.get(number)
-        if front is not None and front.looked + _LOOK_BACK < now:
-            front = None
-        rows = (await link.run(BEGIN, (_FETCH, number, front.at if front else 0, limit)))[1].rows
-        if front is not None and not rows:
-            front = None
+        since = self._fronts.since(number)
+        rows = (await link.run(BEGIN, (_FETCH, number, since or 0, limit)))[1].rows
+        if since is not None and not rows:
+            since = None
             rows = (await link.run((_FETCH, number, 0, limit)))[0].rows
-        if len(rows) < limit:
-            self._fronts.pop(number, None)
-        else:
-            self._fronts[number] = _Front(rows[-1][3], now if front is None else front.looked)
+        self._fronts.reached(number, rows[-1][3] if len(rows) == limit else None, since)
         found = [Delivery(queue, row[2], row[1], (row[0], owner)) for row in rows]
         return found, (_LEASE, micros(lease), owner, [row[0] for row in rows])
 

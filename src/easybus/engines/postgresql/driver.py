@@ -11,11 +11,10 @@ Publishes and moves are as durable as the server commits; fetches, extensions, n
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -34,6 +33,7 @@ from ..contract import (
     Settled,
     held_up,
 )
+from ..fronts import Fronts
 from .connections import Connection
 from .limits import CAPABILITIES, LIMITS
 from .names import escape
@@ -95,19 +95,7 @@ _PURGE = (  # what is not in flight, a part at a time, nothing newer than when t
 )
 
 _TRIES = 20
-_LOOK_BACK = 0.25
-"""Seconds until a fetch begins at the queue's beginning again, and not where the last one ended."""
 _PART = 32 << 20  # bytes in one statement
-
-
-class _Front(NamedTuple):
-    """Where a queue was last taken from. What lies before it in the index is mostly dead, and every fetch would step
-    over it until the next vacuum; what has come there since (committed late, put back by a clock) is found by the
-    fetches that look back."""
-
-    at: datetime
-    looked: float
-    """When a fetch last began at the beginning, by the loop's clock."""
 
 
 class PostgresqlDriver:
@@ -118,7 +106,7 @@ class PostgresqlDriver:
     def __init__(self, clock: Clock, session: Session) -> None:
         self._clock = clock
         self._session = session
-        self._fronts: dict[int, _Front] = {}
+        self._fronts: Fronts[datetime] = Fronts()
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -188,19 +176,12 @@ class PostgresqlDriver:
     async def own(self, connection: Connection, queue: str, number: int, limit: int, lease: float) -> list[Delivery]:
         """Take up to `limit` due messages."""
         owner = int.from_bytes(os.urandom(8), "big") >> 2
-        statement, now = self._session.names(_FETCH), asyncio.get_running_loop().time()
-        front = self._fronts.get(number)
-        if front is not None and front.looked + _LOOK_BACK < now:
-            front = None
-        since = None if front is None else front.at
+        statement, since = self._session.names(_FETCH), self._fronts.since(number)
         rows: list[Any] = await connection.fetch(statement, number, limit, lease, owner, since)
-        if front is not None and not rows:
-            front = None
-            rows = await connection.fetch(statement, number, limit, lease, owner, None)
-        if len(rows) < limit:
-            self._fronts.pop(number, None)
-        else:
-            self._fronts[number] = _Front(rows[-1][3], now if front is None else front.looked)
+        if since is not None and not rows:
+            since = None
+            rows = await connection.fetch(statement, number, limit, lease, owner, since)
+        self._fronts.reached(number, rows[-1][3] if len(rows) == limit else None, since)
         return [Delivery(queue, row[2], row[1], (row[0], owner + row[0])) for row in rows]
 
     async def extend(self, connection: Connection, deliveries: Sequence[Delivery], lease: float) -> None:
