@@ -1,6 +1,7 @@
-"""python -m benchmarks [embedded|alone|backlog|footprint|steps|redis|…|engines|figures …] [--rounds N] [--scale X]
+"""python -m benchmarks [embedded|alone|backlog|footprint|steps|redis|…|engines|clients|figures …] [--rounds N] …
 
-Without a name: all of them. `engines`: all that need a server, which is started for them; `--engine redis` picks one.
+Without a name: all but `clients`. `engines`: all that need a server, which is started for them; `clients`: the client
+libraries that they could be built on. `--engine redis` picks one of these.
 `figures` only puts what docs/results holds into the documents.
 """
 
@@ -11,14 +12,17 @@ import tempfile
 from pathlib import Path
 
 from . import alone, backlog, children, embedded, engines, footprint, report, steps
+from .clients import measure as clients
+
+CLIENTS = children.ROOT / "docs" / "dependencies.md"
 
 
 def main() -> None:
     """Run the benchmarks that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, compare, and write results.")
-    choices = [*report.ORDER, "engines", "figures", []]
+    choices = [*report.ORDER, "engines", "clients", "figures", []]
     parser.add_argument("names", nargs="*", choices=choices, help="default: all")
-    parser.add_argument("--engine", action="append", choices=[*engines.PLANS], help="of `engines`; default all")
+    parser.add_argument("--engine", action="append", choices=[*engines.PLANS], help="of these two; default all")
     parser.add_argument("--rounds", type=int, help="of each; default 5, of backlog 1")
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual numbers of messages")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where results go")
@@ -33,12 +37,16 @@ def main() -> None:
         if name != "figures":
             _run(name, options.rounds, options.scale, options.dir, options.results)
     if "figures" in names:
-        for path in report.fill_blocks(options.results):
+        filled = report.fill_blocks(options.results)
+        if clients.fill_table(CLIENTS, options.results):
+            filled.append(CLIENTS)
+        for path in filled:
             print(f"filled {path}")
 
 
 def _named(names: list[str], picked: list[str]) -> list[str]:
-    return [one for name in names for one in (picked if name == "engines" else [name])]
+    groups = {"engines": picked, "clients": [f"clients-{engine}" for engine in picked]}
+    return [one for name in names for one in groups.get(name, [name])]
 
 
 def _run(name: str, rounds: int | None, scale: float, directory: Path, results: Path) -> None:
@@ -50,6 +58,8 @@ def _run(name: str, rounds: int | None, scale: float, directory: Path, results: 
         if name == "embedded":
             sizes = embedded.Sizes(size(100_000), size(60_000), size(2_000))
             measured = embedded.measure(place, rounds or 5, sizes, print)
+        elif name.startswith("clients-"):
+            measured = clients.measure(name.removeprefix("clients-"), place, rounds or 3, size(20_000), print)
         elif name in engines.PLANS:
             measured = engines.measure(name, place, rounds or 5, scale, print)
         elif name == "alone":

@@ -13,7 +13,6 @@ from .children import ROOT
 from .machine import description
 
 RESULTS = ROOT / "docs" / "results"
-_BEGIN, _END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Figure:
     @property
     def asked(self) -> str:
         if self.at_least is not None:
-            return f"≥ {_shown(self.at_least)}"
-        return f"≤ {_shown(self.at_most)}" if self.at_most is not None else ""
+            return f"≥ {shown(self.at_least)}"
+        return f"≤ {shown(self.at_most)}" if self.at_most is not None else ""
 
     @property
     def met(self) -> bool | None:
@@ -45,7 +44,8 @@ class Figure:
         return self.median <= self.at_most if self.at_most is not None else None
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """A value as it stands in a table."""
     if value is None:
         return ""
     if value >= 1000:
@@ -58,9 +58,9 @@ def table(figures: Iterable[Figure]) -> str:
     lines = ["| figure | median | lowest – highest | asked | |", "| --- | --- | --- | --- | --- |"]
     for figure in figures:
         met = {True: "met", False: "**not met**", None: ""}[figure.met]
-        spread = f"{_shown(min(figure.values))} – {_shown(max(figure.values))}"
+        spread = f"{shown(min(figure.values))} – {shown(max(figure.values))}"
         name = f"{figure.name} ({figure.note})" if figure.note else figure.name
-        lines.append(f"| {name} | {_shown(figure.median)} {figure.unit} | {spread} | {figure.asked} | {met} |")
+        lines.append(f"| {name} | {shown(figure.median)} {figure.unit} | {spread} | {figure.asked} | {met} |")
     return "\n".join(lines)
 
 
@@ -116,13 +116,14 @@ def fill_blocks(results: Path = RESULTS, whole: Path | None = None, short: Path 
     return [document for document, text in texts.items() if fill(document, text)]
 
 
-def fill(document: Path, text: str) -> bool:
-    """Put a text into a document's block; False: it has none."""
-    before, begin, rest = document.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
+def fill(document: Path, text: str, block: str = "figures") -> bool:
+    """Put the text into the document's block of this name; whether there is one."""
+    begin, end = f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
+    before, begun, rest = document.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
         return False
-    document.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+    document.write_text(f"{before}{begin}\n{text}\n{end}{after}")
     return True
 
 
@@ -133,7 +134,7 @@ def _short(results: Sequence[dict[str, Any]]) -> str:
             figure = Figure(one["name"], one["rounds"], one["unit"], one["at_least"], one["at_most"])
             if figure.met is not None:
                 met = "met" if figure.met else "**not met**"
-                lines.append(f"| {figure.name} | {_shown(figure.median)} {figure.unit} | {figure.asked} | {met} |")
+                lines.append(f"| {figure.name} | {shown(figure.median)} {figure.unit} | {figure.asked} | {met} |")
     machine = _machine_line(results[0]["machine"], results[0]["made_on"]) if results else ""
     return "\n".join([*lines, "", machine]).strip()
 

@@ -47,6 +47,10 @@ class Running:
             return self._server.url("bench")
         return self._server.url() if self.engine != "redis" else self._server.url().partition("?")[0]
 
+    def restart(self) -> None:
+        """Kill it, and start it again on its data."""
+        self._server.restart()
+
     def fresh(self) -> str:
         """For easybus: a place there that nobody has used."""
         if self.engine == "rabbitmq":  # its queues bear their own names; what is sent is handled

@@ -22,6 +22,7 @@ from benchmarks import (
     report,
     steps,
 )
+from benchmarks.clients import measure as clients
 from benchmarks.report import Figure
 
 SPEED = {"python_loops_per_ms": 10_000.0, "share_of_a_processor": 1.0, "load": 0.5, "flush_us": 100.0}
@@ -106,6 +107,30 @@ def test_every_figure_asked_of_an_engine_is_shown_beside_its_peers(engine):
     assert [bound for bound in asked if bound] == [
         figure.at_least or figure.at_most for figure in figures if figure.met is not None
     ]
+
+
+def test_every_client_whose_upkeep_is_told_can_be_measured():
+    for engine, kept in clients.KEPT.items():
+        assert list(importlib.import_module(f"benchmarks.clients.{engine}").CLIENTS) == list(kept)
+
+
+def test_a_client_publishes_and_consumes(nats_server):
+    found = clients.throughput("nats", "nats-py, requests", nats_server.url(), 200)
+    assert min(found["published"], found["consumed"]) > 0
+
+
+def test_clients_are_written_as_a_table_into_the_document(tmp_path):
+    figures = [
+        Figure(f"{client}: {what}", [value], "/s")
+        for client, value in (("asyncpg", 9_000.0), ("psycopg", 10.0))
+        for what in ("published", "consumed", "restart")
+    ]
+    report.write("clients-postgresql", "A title.", figures, [SPEED], into=tmp_path)
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- clients: begin -->\nold\n<!-- clients: end -->\nafter\n")
+    assert clients.fill_table(document, tmp_path) is True
+    assert "| asyncpg | 9,000 | 9,000 | not by itself | Apache-2.0 |" in document.read_text()
+    assert clients.fill_table(document, tmp_path / "nothing") is False
 
 
 def test_a_figure_is_met_by_its_median_only():
