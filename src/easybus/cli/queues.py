@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -42,6 +43,12 @@ async def queues(
         elif as_json:
             while True:
                 show_json({"at": time.time(), "queues": await _look(at)})
+                await asyncio.sleep(every)
+        elif not sys.stdout.isatty():
+            while True:
+                show_table(_HEADINGS, _rows(await _look(at)), "There are no queues.")
+                say("")
+                sys.stdout.flush()
                 await asyncio.sleep(every)
         else:
             with Live(console=console(), auto_refresh=False, transient=False) as live:

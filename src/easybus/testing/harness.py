@@ -53,6 +53,9 @@ class Sent:
     def __len__(self) -> int:
         return len(self.messages)
 
+    def __repr__(self) -> str:
+        return f"Sent({self.values!r})"
+
 
 class Harness:
     """A bus under test; see the module."""

@@ -65,6 +65,7 @@ async def test_a_topic_send_reaches_each_bound_queue_whose_pattern_matches() -> 
             ("receipts", OrderPaid(1, 950)),
         ]
         assert t.sent(orders).values == [OrderPaid(1, 950), OrderPaid(2, 10)]
+        assert repr(t.sent(orders)).startswith("Sent([OrderPaid(id=1, ")
 
 
 async def test_a_failing_message_is_retried_by_its_policy_and_then_a_dead_letter() -> None:

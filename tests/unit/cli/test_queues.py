@@ -61,6 +61,17 @@ def test_queues_keeps_watching_until_interrupted(shell: Shell) -> None:
     assert (process.returncode, err) == (130, "")
 
 
+def test_watching_into_a_pipe_prints_each_look(shell: Shell) -> None:
+    process = shell.spawn("queues", "--watch", "--every", "0.1", "--url", shell.url)
+    with process:
+        assert process.stdout is not None
+        looks = [[process.stdout.readline() for _ in range(4)] for _ in range(2)]
+        process.terminate()
+        process.communicate(timeout=10)
+    assert looks[0] == looks[1]
+    assert [line.split()[:1] for line in looks[0]] == [["queue"], ["emails"], ["receipts"], []]
+
+
 def test_topics_shows_who_gets_which_route_keys(shell: Shell) -> None:
     assert shell.run("topics", "--json").json == [
         {"topic": "orders", "bindings": [{"queue": "receipts", "route_key": "paid.#"}]}
