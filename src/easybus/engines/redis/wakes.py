@@ -26,7 +26,6 @@ HEARD, UNHEARD = 0.5, 0.05
 _CONFIRMATION = 1.0
 _SILENCE = 5.0
 _LONGEST_PAUSE = 5.0
-_CANCELLED_AGAIN = 0.1
 
 
 class Wakes:
@@ -140,17 +139,8 @@ class Wakes:
 
     async def close(self) -> None:
         """Stop listening; who waits looks once more, and finds the link closed."""
-<<<<<<< HEAD
         if self._task is not None:
             await ended(self._task)
             self._task = None
-=======
-        task, self._task = self._task, None
-        while task is not None and not task.done():
-            task.cancel()  # again and again: while it connects or disconnects, the client may swallow a cancellation
-            await asyncio.wait([task], timeout=_CANCELLED_AGAIN)
-        if task is not None:
-            await asyncio.gather(task, return_exceptions=True)
->>>>>>> 2ae42c0 (redis://: a listener whose client swallows a cancellation is closed all the same)
         for channel in list(self._watchers):
             self._wake(channel)
