@@ -34,6 +34,7 @@ CAPABILITIES = {
     "fenced": "a late ack never settles another's delivery",
     "atomic_move": "a retry is one atomic step",
     "ordered": "one consumer sees the order of sending",
+    "unbroken": "a transaction's messages are published in batches (else one after the other)",
     "counts": "counts of a queue's messages are exact",
     "counts_routes": "`require=True` is possible",
     "lists_queues": "lists its queues and topics",
