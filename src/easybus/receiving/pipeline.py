@@ -208,15 +208,13 @@ class Pipeline:
         except asyncio.CancelledError as error:
             await self._cancelled(hand, error)
         except NotTheHolder:
+            await self._let_go(hand)
             await self._settler.reread(hand)
         except (Exception, SystemExit) as error:
-            hand.task = None
+            await self._let_go(hand)
             await self._raised(hand, error)
         else:
-            hand.task = None
-            if hand.cancelled is not None:  # it returned all the same, in the instant of being cancelled
-                await asyncio.sleep(0)
-                _uncancel()
+            await self._let_go(hand)
             if result is False:
                 await self._again_or_dead(hand, "the handler returned False", None)
             elif self._exactly_once is not None and hand.token:
@@ -232,6 +230,14 @@ class Pipeline:
         self.ending += change
         if change > 0:
             self.slot_frees()
+
+    async def _let_go(self, hand: Hand) -> None:
+        """The function has ended, and from now on cannot be cancelled: what follows settles its message, on a worker
+        that goes on. It may have ended in the instant of being cancelled."""
+        hand.task = None
+        if hand.cancelled is not None:
+            await asyncio.sleep(0)
+            _uncancel()
 
     async def _cancelled(self, hand: Hand, error: asyncio.CancelledError) -> None:
         hand.task = None
@@ -252,9 +258,6 @@ class Pipeline:
             self._logger.warning("handler of message %s was cancelled: %s", hand.id, why.value)
 
     async def _raised(self, hand: Hand, error: BaseException) -> None:
-        if hand.cancelled is not None:
-            await asyncio.sleep(0)
-            _uncancel()
         if self._failed is not None:
             self._failed(hand.message, error)
         if isinstance(error, Reject):

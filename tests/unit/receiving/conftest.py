@@ -79,7 +79,9 @@ class Room:
                 await self.advance(0.1)
         await self.engine.close()
 
-    def process(self, handle: Callable[..., Any], *, in_queue: bool = False, **options: Any) -> Receiver:
+    def process(
+        self, handle: Callable[..., Any], *, in_queue: bool = False, exactly_once: Any = None, **options: Any
+    ) -> Receiver:
         """Start what handles the queue in another process. `in_queue`: its dead letters go to a queue."""
         subscription = Subscription(QUEUE, HandlerOptions(**{"lease": LEASE, **options}))
         subscription.functions[Any] = Invoker(handle, Providers({}))
@@ -90,7 +92,7 @@ class Room:
         letters: Any = self.letters
         common: dict[str, Any] = {"clock": self.clock, "logger": logger}
         settler = Settler(subscription, publisher, keys, None if in_queue else letters, fused=False, **common)
-        pipeline = Pipeline(subscription, settler, Company(), exactly_once=None, **common)
+        pipeline = Pipeline(subscription, settler, Company(), exactly_once=exactly_once, **common)
         intake = Intake(subscription, driver, keys, fused=False, logger=logger)
         replayer = Replayer(QUEUE, letters, publisher, **common)
         receiver = Receiver(pipeline, intake, settler, replayer=replayer, **common)

@@ -15,6 +15,7 @@ from easybus.engines.contract import Busy, Claimed
 from easybus.errors import Reject
 from easybus.message import FIRST_FAILED, Message
 from easybus.receiving.retry import fixed, never
+from easybus.receiving.within import NotTheHolder
 
 LEASE = 9.0
 
@@ -146,6 +147,30 @@ async def test_a_handler_that_is_fenced_off_is_cancelled_and_settles_nothing(roo
     assert ended == ["cancelled"]
     assert not {"Ack", "Nack", "Move", "release", "complete", "store"} & set(room.calls)
     assert await room.engine.idempotency.complete([(token, 1000.0)]) == [True]
+
+
+async def test_a_worker_whose_commit_was_refused_goes_on_when_it_is_fenced_off_while_it_looks_again(room: Any) -> None:
+    seen: list[Message] = []
+    lookup = room.engine.idempotency.lookup
+
+    async def slow_lookup(queue: str, id: str) -> str:
+        await sleep(room.clock, LEASE)
+        return str(await lookup(queue, id))
+
+    class Refused:
+        async def call(self, hand: Any, invoker: Any, *_: Any) -> Any:
+            if hand.id == "m":
+                await room.take_over("m")
+                raise NotTheHolder
+            return await invoker.call(hand.message, hand.payload, None)
+
+    room.engine.idempotency.lookup = slow_lookup
+    await room.send("m")
+    room.process(noting(seen), exactly_once=Refused(), concurrency=1)
+    await room.advance(2 * LEASE)
+    await room.send("n")
+    await room.advance(2 * LEASE)
+    assert [message.id for message in seen] == ["n"], "its one worker is still there"
 
 
 async def test_a_loop_that_wakes_past_its_lease_cancels_before_it_runs_on(room: Any) -> None:
