@@ -103,7 +103,7 @@ class Running:
             )
 
         def begin() -> Any:
-            return storage.transaction(kind)
+            return storage.transaction(kind, options.lease)
 
         return ExactlyOnce(begin, keys, options.keep)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -113,8 +114,8 @@ class WiredEngine:
         self.transactions = Wire(process, engine.transactions)
         self.outbox = None if engine.outbox is None else WiredOutbox(process, engine.outbox)
 
-    def transaction(self, kind: type[Any]) -> Any:
-        begun = self._engine.transaction(kind)
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> Any:
+        begun = self._engine.transaction(kind, lease)
         return None if begun is None else self._transaction(begun)
 
     @contextlib.asynccontextmanager

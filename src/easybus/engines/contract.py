@@ -8,6 +8,7 @@ may help, `Refused` when it does not. Times are seconds; an engine that has a cl
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -541,11 +542,12 @@ class Engine(Protocol):
     transactions: TransactionStorage | None
     outbox: OutboxStorage | None
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         """A transaction of this engine's database as an object of `kind`, for `within=kind`; None: it has none such.
 
-        Entering begins, leaving without an error commits (an error out of leaving: it may or may not be committed),
-        leaving with one rolls back.
+        `lease`: seconds after which one that does nothing is ended by a server that can: whoever holds it stands still,
+        and its locks would hold up its successor. Entering begins, leaving without an error commits (an error out of
+        leaving: it may or may not be committed), leaving with one rolls back.
         """
         ...
 

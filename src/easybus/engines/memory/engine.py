@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractAsyncContextManager
 from threading import RLock
 from typing import Any
@@ -34,7 +35,7 @@ class MemoryEngine:
         self.dead_letters = MemoryDeadLetters(self._enter, clock.time, space.letters)
         self.transactions = MemoryTransactions(self._enter, clock.time, space.halves)
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         return None
 
     async def open(self) -> None:

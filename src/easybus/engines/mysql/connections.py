@@ -114,10 +114,11 @@ class Connections:
                 await self._slots.acquire()
         except TimeoutError as error:
             raise Unavailable(f"{self._location.url}: all connections are at work (connections=)") from error
+        now = asyncio.get_running_loop().time
         try:
             while self._free:
                 link = self._free.pop()
-                if link.alive:
+                if link.alive and now() - link.free_since < link.idle / 2:  # else the server may just hang up on it
                     break
                 link.cut()
             else:
@@ -136,6 +137,7 @@ class Connections:
         if self._closed or not link.alive or link.in_transaction:
             link.cut()
         else:
+            link.free_since = asyncio.get_running_loop().time()
             self._free.append(link)
 
     @property
@@ -145,6 +147,7 @@ class Connections:
 
     def adopt(self, link: Link) -> None:
         """Take in a connection that has been prepared."""
+        link.free_since = asyncio.get_running_loop().time()
         self._free.append(link)
         self._prepared = True
 
@@ -229,12 +232,22 @@ async def _connect(location: Location, host: str, port: int, context: Any) -> Li
 
 
 async def _settle(link: Link, location: Location, plain: bool) -> None:
-    if plain:  # the server rolls back, and hangs up on, a transaction that does nothing for so long
-        await link.run(("SET SESSION wait_timeout = %s, SESSION autocommit = 1", max(1, round(location.idle_timeout))))
+    if plain:
+        await link.run(("SET SESSION autocommit = 1",))
+        await hang_up_after(link, location.idle_timeout)
         return
     patience = max(1, int(location.timeout / 3))
     await link.connection.query(f"SET SESSION sql_mode = '{_STRICT}'")  # before any literal is written
     await link.run((_SETTINGS, patience, _IDLE), (_ISOLATION,))
+    link.idle = _IDLE
+
+
+async def hang_up_after(link: Link, seconds: float) -> None:
+    """Let the server roll back, and hang up on, a transaction that does nothing for so long: one second at least."""
+    wanted = max(1, round(seconds))
+    if link.idle != wanted:
+        await link.run(("SET SESSION wait_timeout = %s", wanted))
+        link.idle = wanted
 
 
 async def disconnect(link: Link) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from asyncmy.connection import Connection
 
 from ...clock import Clock
-from .connections import Cut
+from .connections import Cut, hang_up_after
 from .durability import weaknesses
 from .failures import is_foreign, refuses_commit, translated
 from .fused import MysqlFusedDriver
@@ -51,12 +52,13 @@ class MysqlEngine:
         """See `AuditedEngine`."""
         return await self._session.connections.run(weaknesses)
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
-        return self._transaction() if kind is _KIND else None
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
+        return self._transaction(lease) if kind is _KIND else None
 
     @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncGenerator[Any]:
-        """An `asyncmy.Connection` in a transaction. The server ends it if it does nothing for `idle_timeout`."""
+    async def _transaction(self, lease: float) -> AsyncGenerator[Any]:
+        """An `asyncmy.Connection` in a transaction. The server ends it if it does nothing for `idle_timeout`, or for
+        the lease: then another has its message."""
         guests, location = self._session.guests, self._session.location
         link = await guests.borrow(None)
         connection = link.connection
@@ -73,6 +75,7 @@ class MysqlEngine:
                 cut.cancel()
 
         try:
+            await step(lambda: hang_up_after(link, min(location.idle_timeout, lease)), definite=lambda _: False)
             await step(connection.begin, definite=lambda _: False)
             try:
                 yield connection

@@ -49,6 +49,10 @@ class Link:
         self.connection = connection
         self._names = names
         self.largest_packet = _LEAST_PACKET
+        self.idle = 0
+        """Seconds after which the server hangs up, if nothing happens."""
+        self.free_since = 0.0
+        """By the loop's clock: since when nobody uses it."""
 
     @property
     def alive(self) -> bool:

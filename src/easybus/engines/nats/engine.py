@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -26,7 +27,7 @@ class NatsEngine:
         self._link = Link(address)
         self.driver = NatsDriver(self._link)
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         return None
 
     async def open(self) -> None:

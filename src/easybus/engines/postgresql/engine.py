@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -49,5 +50,5 @@ class PostgresqlEngine:
         names = self._session.names
         return await self._session.connections.run(lambda connection: weaknesses(connection, names))
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
-        return transaction(self._session) if kind is _KIND else None
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
+        return transaction(self._session, lease) if kind is _KIND else None

@@ -3,7 +3,8 @@
     BEGIN and the time limit, one round trip → the handler's statements → DONE and COMMIT, one round trip
 
 DONE fails, and the COMMIT behind it is not run, unless it changes one row: the holder's. A server that hears nothing
-for `idle_timeout` ends the transaction, so that a dead host's locks go away.
+for `idle_timeout`, or for the lease where that is shorter, ends the transaction, so that the locks of a dead host, and
+of a worker that stands still, go away.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _BEFORE_COMMIT = ("25", "26")
 
 
 @contextlib.asynccontextmanager
-async def transaction(session: Session) -> AsyncGenerator[Any]:
+async def transaction(session: Session, lease: float) -> AsyncGenerator[Any]:
     """A `Guest` in a transaction: committed at the end, undone after an error.
 
     Raises:
@@ -34,7 +35,7 @@ async def transaction(session: Session) -> AsyncGenerator[Any]:
     connection: Guest = await guests.borrow(None)
     connection.prepares = location.statement_cache_size != 0
     inner = connection.transaction()
-    idle = _IDLE.format(int(location.idle_timeout * 1000))
+    idle = _IDLE.format(int(min(location.idle_timeout, lease) * 1000))
 
     async def step(work: Callable[[], Awaitable[Any]], definite: Callable[[BaseException], bool]) -> None:
         cut = Cut(connection, location.timeout)

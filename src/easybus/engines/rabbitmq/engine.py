@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -27,7 +28,7 @@ class RabbitmqEngine:
         self._links = (Link(address, "publishing"), Link(address, "consuming"))
         self.driver = RabbitmqDriver(*self._links, address.settle)
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         return None
 
     async def open(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
@@ -66,7 +67,7 @@ class RedisEngine:
         if link is not None:
             await link.close()
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         return None
 
     async def durability(self) -> list[str]:

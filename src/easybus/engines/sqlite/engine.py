@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -60,7 +61,7 @@ class SqliteEngine:
         if writer is not None and give_back(writer):
             await asyncio.shield(asyncio.wrap_future(writer.stop()))
 
-    def transaction(self, kind: type[Any]) -> AbstractAsyncContextManager[Any] | None:
+    def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         library = next(
             (module for base in kind.__mro__ if (module := base.__module__.partition(".")[0]) in ("apsw", "sqlite3")),
             None,
