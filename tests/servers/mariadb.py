@@ -51,6 +51,7 @@ class MariadbServer(Server):
         return [
             *(self._server, "--no-defaults", f"--datadir={self._data}", f"--port={self.port}"),
             *(f"--bind-address={HOST}", f"--socket={self._socket}", f"--pid-file={self.folder / 'pid'}"),
+            f"--tmpdir={self.folder}",  # what is left in a shared one, another server that starts would remove
             *("--max-connections=300", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=64M"),
         ]
 
