@@ -9,8 +9,9 @@ import typer
 
 from ..checking import Finding, Report
 from ..promises import Guarantee, long
+from ..shown import hidden, hide
 from .loading import load_bus
-from .output import FAILED, counted, guarded, hidden, hide, say, show_json, show_table
+from .output import FAILED, counted, guarded, say, show_json, show_table
 from .target import AppArgument, FactoryOption, JsonOption
 
 

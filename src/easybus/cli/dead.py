@@ -13,6 +13,7 @@ import typer
 from ..engines.contract import DeadLetter, DeadLetterStorage
 from ..errors import EnvelopeError
 from ..message import Message
+from ..shown import visible, visible_bytes
 from .editing import mended, new_payload
 from .output import (
     Failure,
@@ -28,8 +29,6 @@ from .output import (
     say,
     show_json,
     show_table,
-    visible,
-    visible_bytes,
     when,
 )
 from .target import AppOption, FactoryOption, JsonOption, StorageOption, Target, UrlOption, YesOption, opened

@@ -12,7 +12,8 @@ import typer
 from ..engines.contract import Ack, DeclareQueue, Publication, Settled
 from ..errors import EasybusError
 from ..message import Message, new_id
-from .output import FAILED, guarded, hidden, say, show_json, show_table
+from ..shown import hidden
+from .output import FAILED, guarded, say, show_json, show_table
 from .target import AppOption, FactoryOption, JsonOption, Opened, StorageOption, Target, UrlOption, opened
 
 R = TypeVar("R")

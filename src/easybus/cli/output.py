@@ -15,19 +15,17 @@ import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, ParamSpec
-from urllib.parse import unquote, urlsplit
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import EasybusError
+from ..shown import hidden, visible
 
 P = ParamSpec("P")
 
@@ -42,60 +40,12 @@ class Misused(EasybusError):
     """Wrong usage: exit 2."""
 
 
-def visible(text: str) -> str:
-    """The text with every character that steers a terminal, or cannot be seen, as its escape."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escaped(char) if _steers(char) else char for char in text)
-
-
-def _steers(char: str) -> bool:
-    # Cc, Cf: controls and formats (bidi overrides too); Cs, Cn, Co: not printable; Zl, Zp: line ends of Unicode.
-    return unicodedata.category(char) in {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    short = {9: "\\t", 10: "\\n", 13: "\\r"}.get(code)
-    return short or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}")
-
-
-def visible_bytes(data: bytes) -> str:
-    """Payload bytes in lines for a person: JSON laid out, text as it is, other bytes escaped."""
-    try:
-        text = msgspec.json.format(data, indent=2).decode() if data else ""
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        text = data.decode("utf-8", "backslashreplace")
-    return "\n".join(visible(line) for line in text.split("\n"))
-
-
 def payload_fields(data: bytes) -> dict[str, Any]:
     """A payload for `--json`: as text where it is UTF-8, else as base64."""
     try:
         return {"payload": data.decode()}
     except UnicodeDecodeError:
         return {"payload_base64": base64.b64encode(data).decode()}
-
-
-_passwords: set[str] = set()
-
-
-def hide(url: str) -> None:
-    """Never print the password of this URL, wherever an error may quote it."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return
-    if password:
-        _passwords.update((password, unquote(password)))
-
-
-def hidden(text: str) -> str:
-    """The text without the passwords of URLs: those in it, and those that were given."""
-    for password in sorted(_passwords, key=len, reverse=True):
-        text = text.replace(password, "***")
-    text = re.sub(r"(://[^\s/?#:@]*):[^\s/?#]*@", r"\1:***@", text)
-    return re.sub(r"([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)
 
 
 def close_to(wanted: str, known: Iterable[str], kind: str) -> str:

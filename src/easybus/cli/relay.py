@@ -8,8 +8,9 @@ from collections import Counter
 
 from ..running import Signals
 from ..sending.relay import Relay
+from ..shown import hidden, hide
 from .loading import load_bus
-from .output import Failure, guarded, hidden, hide
+from .output import Failure, guarded
 from .run import log_to_stderr
 from .target import AppArgument, FactoryOption, LogJsonOption
 

@@ -13,8 +13,9 @@ import typer
 from ..clock import SystemClock
 from ..engines.registry import create
 from ..errors import EngineError
+from ..shown import hidden, visible
 from .loading import load_bus
-from .output import Failure, Misused, close_to, guarded, hidden, note, note_json, visible
+from .output import Failure, Misused, close_to, guarded, note, note_json
 from .supervise import Supervisor, stop_with_parent
 from .target import AppArgument, FactoryOption, LogJsonOption
 

@@ -9,7 +9,8 @@ import typer
 from ..clock import SystemClock
 from ..engines.contract import SchemaEngine
 from ..engines.registry import ENGINES, create
-from .output import Failure, Misused, close_to, guarded, hide, show_json
+from ..shown import hide
+from .output import Failure, Misused, close_to, guarded, show_json
 from .target import AppArgument, FactoryOption, JsonOption, StorageOption, Target, UrlOption
 
 _DEFAULTS = {"memory": "memory://", "sqlite": "sqlite:///easybus.db"}

@@ -19,8 +19,9 @@ from ..clock import SystemClock
 from ..engines.contract import DeadLetterStorage, Driver, Engine, OutboxStorage, TransactionStorage
 from ..engines.registry import create
 from ..errors import NotDeclared, NotSupported
+from ..shown import hide
 from .loading import load_bus
-from .output import Failure, Misused, close_to, hide, note
+from .output import Failure, Misused, close_to, note
 
 S = TypeVar("S")
 

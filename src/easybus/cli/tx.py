@@ -18,21 +18,8 @@ from ..engines.contract import Half, OutboxRow, OutboxStorage
 from ..errors import EnvelopeError, NotDeclared
 from ..message import Message
 from ..sending.transaction import publication_of
-from .output import (
-    Failure,
-    ago,
-    close_to,
-    confirm,
-    guarded,
-    note,
-    payload_fields,
-    say,
-    show_json,
-    show_table,
-    visible,
-    visible_bytes,
-    when,
-)
+from ..shown import visible, visible_bytes
+from .output import Failure, ago, close_to, confirm, guarded, note, payload_fields, say, show_json, show_table, when
 from .target import AppOption, FactoryOption, JsonOption, Opened, StorageOption, Target, UrlOption, YesOption, opened
 
 commands = typer.Typer(name="tx", help="Messages that wait for a transaction's outcome.", no_args_is_help=True)

@@ -24,7 +24,9 @@ class EasybusConfig(AppConfig):
         from .around import DjangoThreads, orm_apart
         from .discovery import discover
         from .project import get_bus
+        from .tables import remember_names
 
+        remember_names()
         bus = get_bus()
         discover(bus)
         bus.threads = DjangoThreads

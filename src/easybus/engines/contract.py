@@ -602,3 +602,8 @@ class SchemaEngine(Protocol):
         Raises `ConfigurationError`: there is no such version.
         """
         ...
+
+    def schema_version(self) -> str:
+        """A statement that returns the version of the tables that there are; it fails, or returns no row, where there
+        are none. The engine need not be open."""
+        ...

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from easybus.cli.output import Misused, ago, close_to, duration, hidden, visible, visible_bytes
+from easybus.cli.output import Misused, ago, close_to, duration
+from easybus.shown import hidden, visible, visible_bytes
 
 
 @given(st.text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ django.setup()
 
 from django.db import connections  # noqa: E402
 from tests.unit.django.settings import FOLDER  # noqa: E402
+
+from easybus import Bus  # noqa: E402
 
 _numbers = itertools.count(1)
 
@@ -89,6 +91,34 @@ def add_database(alias: str, given: dict[str, Any]) -> None:
     connections.settings[alias] = made[alias]
 
 
+@pytest.fixture
+def project(settings_of_django: Any) -> Iterator[Callable[[Bus], Bus]]:
+    """Makes a bus the project's own, as if the setting named it."""
+    from easybus.django import project
+
+    named: list[str] = []
+
+    def name(bus: Bus) -> Bus:
+        named.append(f"tests.project_{next(_numbers)}:bus")
+        project._made[named[-1]] = bus
+        settings_of_django.EASYBUS = named[-1]
+        return bus
+
+    yield name
+    for one in named:
+        del project._made[one]
+
+
+@pytest.fixture
+def settings_of_django() -> Iterator[Any]:
+    """Django's settings; what is changed is as before afterwards."""
+    from django.conf import settings
+    from django.test.utils import override_settings
+
+    with override_settings():
+        yield settings
+
+
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -107,6 +137,8 @@ def place(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator
         if Payment._meta.db_table in place.connection.introspection.table_names():
             editor.delete_model(Payment)
         editor.create_model(Payment)
+        if "django_migrations" in place.connection.introspection.table_names():  # of a test before this one
+            editor.execute("DROP TABLE django_migrations")
     place.connection.close()
     yield place
     place.connection.close()

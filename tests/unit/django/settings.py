@@ -41,3 +41,4 @@ DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(FOL
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 STATIC_URL = "static/"
 USE_TZ = True
+TIME_ZONE = "UTC"

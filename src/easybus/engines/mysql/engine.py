@@ -20,7 +20,7 @@ from .keys import MysqlKeys
 from .letters import MysqlLetters
 from .location import Location
 from .outbox import MysqlOutbox
-from .schema import script
+from .schema import VERSION_OF, script
 from .session import Session
 
 _KIND: Any = Connection
@@ -47,6 +47,10 @@ class MysqlEngine:
     def schema(self, since: int = 0) -> str:
         """See `SchemaEngine`."""
         return script(self._session.names, since)
+
+    def schema_version(self) -> str:
+        """See `SchemaEngine`."""
+        return self._session.names(VERSION_OF)
 
     async def durability(self) -> list[str]:
         """See `AuditedEngine`."""

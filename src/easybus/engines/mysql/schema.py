@@ -81,6 +81,9 @@ _GET_META = "SELECT value FROM {meta} WHERE name = %s"
 _SET_META = "INSERT INTO {meta} VALUES (%s, %s) ON DUPLICATE KEY UPDATE value = VALUES(value)"
 _LOCK = "SELECT GET_LOCK(%s, 50)"
 _UNLOCK = "DO RELEASE_LOCK(%s)"
+VERSION_OF = "SELECT value FROM {meta} WHERE name = 'version'"
+"""The version of the tables that there are."""
+
 IDENTITY = (  # of these very tables; a copy of them has it too
     "SELECT CONVERT(value USING utf8mb4) FROM {meta} WHERE name = 'identity'"
 )

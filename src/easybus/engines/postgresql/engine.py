@@ -17,7 +17,7 @@ from .keys import PostgresqlKeys
 from .letters import PostgresqlLetters
 from .location import Location
 from .outbox import PostgresqlOutbox
-from .schema import script
+from .schema import VERSION_OF, script
 from .session import Session
 
 _KIND: Any = asyncpg.Connection
@@ -44,6 +44,10 @@ class PostgresqlEngine:
     def schema(self, since: int = 0) -> str:
         """See `SchemaEngine`."""
         return script(self._session.names, since)
+
+    def schema_version(self) -> str:
+        """See `SchemaEngine`."""
+        return self._session.names(VERSION_OF)
 
     async def durability(self) -> list[str]:
         """See `AuditedEngine`."""

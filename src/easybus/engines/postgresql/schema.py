@@ -90,6 +90,9 @@ _EXISTS = (  # asked of the catalogue itself: to_regclass may still answer from 
 _SCHEMA_EXISTS = "SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)"
 _GET_META = "SELECT value FROM {meta} WHERE name = $1"
 _SET_META = "INSERT INTO {meta} VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+VERSION_OF = "SELECT value FROM {meta} WHERE name = 'version'"
+"""The version of the tables that there are."""
+
 IDENTITY = (  # this very schema in this very cluster: a copy of either has another
     "SELECT (SELECT value FROM {meta} WHERE name = 'identity') || ' ' || current_database() || ' ' || "
     "(SELECT system_identifier FROM pg_control_system())"

@@ -17,7 +17,7 @@ from .keys import SqliteKeys
 from .letters import SqliteLetters
 from .location import Location, check_place, memory_of
 from .outbox import SqliteOutbox
-from .schema import script
+from .schema import VERSION_OF, script
 from .writer import Writer
 
 _FULL = 2
@@ -79,6 +79,10 @@ class SqliteEngine:
     def schema(self, since: int = 0) -> str:
         """See `SchemaEngine`."""
         return script(since)
+
+    def schema_version(self) -> str:
+        """See `SchemaEngine`."""
+        return VERSION_OF
 
     async def durability(self) -> list[str]:
         """See `AuditedEngine`: the settings are ours, so they are read back, and the disk may be none."""

@@ -75,6 +75,9 @@ _HAS_META = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'easybu
 _GET_META = 'SELECT value FROM "easybus_meta" WHERE name = ?'
 _SET_META = 'INSERT INTO "easybus_meta" VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value'
 
+VERSION_OF = "SELECT value FROM \"easybus_meta\" WHERE name = 'version'"
+"""The version of the tables that there are."""
+
 IDENTITY = (
     "SELECT (SELECT value FROM \"easybus_meta\" WHERE name = 'identity') || ' ' || "
     "(SELECT file FROM pragma_database_list WHERE name = 'main')"
