@@ -25,6 +25,7 @@ from .receiving.settle import Settler
 from .receiving.subscription import HandlerOptions, Subscription
 from .receiving.within import ExactlyOnce
 from .router import HandlerDefinition
+from .transactions import SQLITE
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -141,8 +142,8 @@ class Running:
         within = options.within
         if within is None or not is_opened_by_bus(within, self._providers):
             return None
-        if isinstance(within, type) and self._opened.storage.transaction(within) is not None:
-            return None
+        if _is_of_sqlite(within) and self._opened.storage.transaction(within) is not None:
+            return None  # a file has one writer, which is the engine's own
         opened = self._opened
         return Opening(
             within,
@@ -235,6 +236,10 @@ def by_queue(definitions: list[HandlerDefinition]) -> dict[str, list[HandlerDefi
     for definition in definitions:
         queues.setdefault(definition.queue, []).append(definition)
     return queues
+
+
+def _is_of_sqlite(within: Any) -> bool:
+    return isinstance(within, type) and within.__module__.partition(".")[0] in SQLITE
 
 
 class Signals:

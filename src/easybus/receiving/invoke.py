@@ -87,7 +87,7 @@ async def _enter(factory: Callable[..., Any], stack: AsyncExitStack) -> Any:
         made = contextlib.contextmanager(typing.cast("Callable[[], Generator[Any, None, None]]", factory))()
     else:
         made = factory()
-    if inspect.isawaitable(made):
+    if inspect.isawaitable(made) and not hasattr(made, "__aenter__"):  # a pool's loan is both, and has an end
         made = await made
     if hasattr(made, "__aenter__"):
         return await stack.enter_async_context(made)

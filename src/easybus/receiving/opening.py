@@ -136,8 +136,12 @@ class Opening:
             if caller.library in _ONE_WRITER:
                 await stack.enter_async_context(self._writer)
             try:
+                begun = not caller.in_transaction  # else it begins by itself, and may be asked first
+                if begun:
+                    await self._step(caller, caller.start, self._lease)
                 await self._check_database(caller)
-                await self._step(caller, caller.start, self._lease)
+                if not begun:
+                    await self._step(caller, caller.start, self._lease)
                 self._open[id(made)] = caller
                 yield made
                 await self._step(caller, caller.commit)

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 from asyncmy import errors
 from asyncmy.cursors import Cursor
 
-from .mysql_errors import ELSEWHERE
+from ..errors import ConfigurationError, Unavailable
+from .mysql_errors import ELSEWHERE, refuses_commit, taken_over
 
 _library: Any = errors
 _identities: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
@@ -32,7 +33,11 @@ class AsyncmyTransaction:
 
     @property
     def in_transaction(self) -> bool:
-        return self._connection.get_transaction_status() or not self._connection.get_autocommit()
+        return self._begun or not self._connection.get_autocommit()
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self._connection.get_transaction_status())
 
     async def execute(self, statement: str, params: Sequence[Any] = ()) -> int:
         async with self._connection.cursor(Cursor) as cursor:
@@ -60,6 +65,35 @@ class AsyncmyTransaction:
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:
         return False  # the library tells nobody
+
+    # --------------------------------------------------------------------------- as a handler's transaction
+
+    async def start(self, idle: float) -> None:
+        await self._connection.begin()
+
+    async def complete(self, statement: str, params: Sequence[Any]) -> int:
+        if self.closed or not self._begun:
+            raise ConfigurationError(
+                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
+                "out commit() and rollback(); the bus commits when the handler returns"
+            )
+        try:
+            return await self.execute(statement, params)
+        except _library.MySQLError as error:
+            if taken_over(error):
+                return 0
+            raise
+
+    async def commit(self) -> None:
+        try:
+            await self._connection.commit()
+        except (_library.MySQLError, OSError) as error:
+            if refuses_commit(error):
+                raise
+            raise Unavailable(f"the commit was not confirmed: {error}") from error
+
+    async def rollback(self) -> None:
+        await self._connection.rollback()
 
 
 def adapt(obj: Any) -> AsyncmyTransaction:

@@ -10,7 +10,8 @@ import pymysql
 from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor
 
-from .mysql_errors import ELSEWHERE
+from ..errors import ConfigurationError, Unavailable
+from .mysql_errors import ELSEWHERE, refuses_commit, taken_over
 
 _identities: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 """A connection never changes its server, so each is asked once."""
@@ -32,8 +33,11 @@ class PymysqlTransaction:
 
     @property
     def in_transaction(self) -> bool:
-        begun = self._connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        return bool(begun) or not self._connection.get_autocommit()
+        return self._begun or not self._connection.get_autocommit()
+
+    @property
+    def _begun(self) -> bool:
+        return bool(self._connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
 
     def execute(self, statement: str, params: Sequence[Any] = ()) -> int:
         with self._connection.cursor(Cursor) as cursor:
@@ -60,6 +64,35 @@ class PymysqlTransaction:
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:
         return False  # the library tells nobody
+
+    # --------------------------------------------------------------------------- as a handler's transaction
+
+    def start(self, idle: float) -> None:
+        self._connection.begin()
+
+    def complete(self, statement: str, params: Sequence[Any]) -> int:
+        if self.closed or not self._begun:
+            raise ConfigurationError(
+                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
+                "out commit() and rollback(); the bus commits when the handler returns"
+            )
+        try:
+            return self.execute(statement, params)
+        except pymysql.MySQLError as error:
+            if taken_over(error):
+                return 0
+            raise
+
+    def commit(self) -> None:
+        try:
+            self._connection.commit()
+        except (pymysql.MySQLError, OSError) as error:
+            if refuses_commit(error):
+                raise
+            raise Unavailable(f"the commit was not confirmed: {error}") from error
+
+    def rollback(self) -> None:
+        self._connection.rollback()
 
 
 def adapt(obj: Any) -> PymysqlTransaction:

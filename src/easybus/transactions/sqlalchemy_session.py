@@ -1,4 +1,5 @@
-"""SQLAlchemy 2: sessions and connections, async ones too, on PostgreSQL by asyncpg or psycopg, and on SQLite.
+"""SQLAlchemy 2: sessions and connections, async ones too, on PostgreSQL by asyncpg or psycopg, on MySQL and MariaDB
+by asyncmy or PyMySQL, and on SQLite.
 
 Statements go through SQLAlchemy, since it begins the transaction at the first one. Everything is written once, for the
 plain kinds; the async kinds run the same on their own connection (`run_sync`).
@@ -7,7 +8,7 @@ plain kinds; the async kinds run the same on their own connection (`run_sync`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
@@ -22,11 +23,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError, Unavailable
+from . import mysql_errors, sqlstates
 from .psycopg_placeholders import pyformat
 from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
-from .sqlstates import elsewhere, refuses_commit, taken_over
 
-_DRIVERS = ("asyncpg", "psycopg", "pysqlite", "aiosqlite")
+_DRIVERS = ("asyncpg", "psycopg", "asyncmy", "pymysql", "pysqlite", "aiosqlite")
+_MYSQL = ("mysql", "mariadb")
 _SCOPED: Any = (scoped_session, async_scoped_session)
 _SAVEPOINT = 'SAVEPOINT "easybus identity"'
 _BACK = 'ROLLBACK TO SAVEPOINT "easybus identity"'
@@ -51,9 +53,11 @@ class SqlalchemyTransaction:
         if dialect.driver not in _DRIVERS:
             raise ConfigurationError(
                 f"within=: SQLAlchemy with {dialect.name}+{dialect.driver}; it can be postgresql+asyncpg, "
-                "postgresql+psycopg, sqlite+pysqlite or sqlite+aiosqlite"
+                "postgresql+psycopg, mysql+asyncmy, mysql+pymysql, sqlite+pysqlite or sqlite+aiosqlite"
             )
         self._sqlite = dialect.name == "sqlite"
+        self._mysql = dialect.name in _MYSQL
+        self._codes = mysql_errors if self._mysql else sqlstates
         self._named = dialect.driver == "psycopg"
         self.library = "sqlite3" if self._sqlite else "sqlalchemy"
         self._begun: Any = None
@@ -107,6 +111,8 @@ class SqlalchemyTransaction:
     def start(self, idle: float) -> None:
         if self._sqlite:
             self._run(WRITE_LOCK).close()  # a transaction that read first could not write after others' commits
+        elif self._mysql:
+            self._connection()
         else:
             self._run(_IDLE, (str(int(idle * 1000)),)).close()
         self._begun = self._given.get_transaction()
@@ -122,7 +128,7 @@ class SqlalchemyTransaction:
         try:
             return self.execute(statement, params)
         except DBAPIError as error:
-            if error.orig is not None and taken_over(error.orig):
+            if error.orig is not None and self._codes.taken_over(error.orig):
                 return 0
             raise
 
@@ -130,7 +136,7 @@ class SqlalchemyTransaction:
         try:
             self._given.commit()
         except DBAPIError as error:
-            if isinstance(error, IntegrityError) or (error.orig is not None and refuses_commit(error.orig)):
+            if isinstance(error, IntegrityError) or (error.orig is not None and self._codes.refuses_commit(error.orig)):
                 raise
             raise Unavailable(f"the commit was not confirmed: {error}") from error
 
@@ -152,9 +158,16 @@ class SqlalchemyTransaction:
     def _run(self, statement: str, params: Sequence[Any] = ()) -> Any:
         if self._named:
             return self._connection().exec_driver_sql(*pyformat(statement, params))
-        return self._connection().exec_driver_sql(statement, tuple(params))
+        return self._connection().exec_driver_sql(statement, tuple(params) or None)
 
     def _ask(self, statement: str) -> tuple[Any, ...] | None:
+        if self._mysql:
+            try:
+                return self.fetch_one(statement)
+            except DBAPIError as error:
+                if error.orig is not None and mysql_errors.number(error.orig) in mysql_errors.ELSEWHERE:
+                    return None
+                raise
         # Within a savepoint: in another database the statement fails, and must not take the transaction with it.
         self._run(_SAVEPOINT).close()
         row = None
@@ -162,7 +175,7 @@ class SqlalchemyTransaction:
             row = self.fetch_one(statement)
         except DBAPIError as error:
             self._run(_BACK).close()
-            if error.orig is None or not elsewhere(error.orig):
+            if error.orig is None or not sqlstates.elsewhere(error.orig):
                 raise
         self._run(_RELEASE).close()
         return row
@@ -178,6 +191,8 @@ class SqlalchemyTransaction:
             raise
 
     def _begins_nothing(self, connection: Connection) -> bool:
+        if self._mysql:
+            return bool(cast("Any", connection.connection.driver_connection).get_autocommit())
         if not self._sqlite:
             return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
         raw = _raw(connection)

@@ -18,8 +18,8 @@ from tests.unit.transactions.shop import Shop
 
 from easybus import Bus, ConfigurationError, NotSupported, fixed, never, points
 
-ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite"]
-PLAIN = ["postgresql+psycopg", "sqlite+pysqlite"]
+ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "sqlite+aiosqlite"]
+PLAIN = ["postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite"]
 
 
 class Base(DeclarativeBase):
@@ -72,6 +72,8 @@ def scheme(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = "scheme" if "scheme" in request.fixturenames else "plain_scheme"
+    if request.getfixturevalue(name).startswith("mysql"):
+        return request.getfixturevalue("mariadb_server").prefix()
     if request.getfixturevalue(name).startswith("sqlite"):
         return f"sqlite:///{tmp_path}/bus.db?library=sqlite3"
     return request.getfixturevalue("postgresql_server").schema()
@@ -84,7 +86,7 @@ def ledger(url: str) -> Ledger:
 
 @pytest.fixture
 async def engine(url: str) -> AsyncIterator[AsyncEngine]:
-    scheme = "sqlite+aiosqlite" if url.startswith("sqlite") else "postgresql+asyncpg"
+    scheme = {"sqlite": "sqlite+aiosqlite", "mysql": "mysql+asyncmy"}.get(url.partition(":")[0], "postgresql+asyncpg")
     async for engine in made(f"{scheme}://{url.partition('?')[0].partition('://')[2]}"):
         yield engine
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import pytest
@@ -23,9 +24,10 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from tests.unit.transactions.shop import Shop
 
 from easybus import Bus, ConfigurationError
+from easybus.sending.outbox import write_async
 
-ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "sqlite+aiosqlite"]
-PLAIN = ["postgresql+psycopg", "sqlite+pysqlite"]
+ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "sqlite+aiosqlite"]
+PLAIN = ["postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite"]
 Engines: TypeAlias = Callable[..., Any]
 
 
@@ -33,6 +35,8 @@ def storage(request: pytest.FixtureRequest, scheme: str, directory: Path) -> str
     """A bus's URL."""
     if scheme.startswith("sqlite"):
         return f"sqlite:///{directory}/bus.db?library=sqlite3"
+    if scheme.startswith("mysql"):
+        return request.getfixturevalue("mariadb_server").prefix()
     return request.getfixturevalue("postgresql_server").schema()
 
 
@@ -213,6 +217,7 @@ async def test_autocommit_and_closed_are_refused(shop: Shop, engine: AsyncEngine
     assert await shop.nothing_waits()
 
 
+@pytest.mark.parametrize("scheme", [one for one in ASYNC if not one.startswith("mysql")])
 async def test_another_database_is_refused_and_its_transaction_lives_on(
     shop: Shop, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -227,6 +232,21 @@ async def test_another_database_is_refused_and_its_transaction_lives_on(
                 await shop.orders.send(1, within=session)
         async with AsyncSession(engine) as session:
             assert await session.scalar(text("SELECT count(*) FROM kept")) == 1
+
+
+@pytest.mark.parametrize("scheme", ["mysql+asyncmy"])
+async def test_another_servers_session_is_refused_and_its_transaction_lives_on(shop: Shop, engine: AsyncEngine) -> None:
+    """The tables are named with their database, so another database of the same server will do."""
+    outbox = SimpleNamespace(identity=lambda: ("SELECT value FROM `nowhere`.`meta`", "x"), url="mysql://nowhere")
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE IF NOT EXISTS kept (id int)"))
+        await connection.execute(text("DELETE FROM kept"))
+    async with AsyncSession(engine) as session, session.begin():
+        await session.execute(text("INSERT INTO kept VALUES (1)"))
+        with pytest.raises(ConfigurationError, match="databases="):
+            await write_async(session, [outbox], "shop", [], lambda: None)  # type: ignore[list-item]
+    async with AsyncSession(engine) as session:
+        assert await session.scalar(text("SELECT count(*) FROM kept")) == 1
 
 
 async def test_a_bus_on_the_other_sqlite_library_refuses_before_the_file_is_opened(tmp_path: Path) -> None:

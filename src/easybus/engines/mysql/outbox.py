@@ -39,6 +39,8 @@ _WRITE = (  # the next rows of the caller's transaction, in their order
 _WRITTEN = (  # in hexadecimal, so that neither the session's charset nor its sql_mode has a say
     "(@easybus_lane, UNHEX(%s), %s, %s, UNHEX(%s), UNHEX(%s), UNHEX(%s), %s, UNHEX(%s), %s, '', {now})"
 )
+_TOGETHER = "BEGIN NOT ATOMIC {}; {}; END"
+"""Two statements as MariaDB takes them in one, which begins no transaction; MySQL has no such."""
 _FREE = (  # the lanes of the oldest due rows, each looked at once; and again under its rows' locks
     "SELECT lane FROM (SELECT DISTINCT lane FROM (SELECT lane FROM {outbox} FORCE INDEX (free) "
     "WHERE scope = %s AND parked = 0 AND due_at <= {now} ORDER BY due_at, id LIMIT %s) AS due) AS free "
@@ -84,14 +86,19 @@ class MysqlOutbox:
             texts = (held(item.name).hex(), item.body.hex(), held(item.route_key).hex())
             row = (scope, f"{origin}.{at}", int(item.to_topic), *texts)  # the origin: so that it is written once
             rows.append((*row, item.delay, held(item.dedupe_id).hex(), int(item.require)))
-        statements: list[tuple[str, tuple[Any, ...]]] = [(self._session.names(_LANE), (origin,))]
+        inserts: list[tuple[str, tuple[Any, ...]]] = []
         begin = size = 0
         for at, item in enumerate(batch):
             size += len(item.body)
             if size > self._session.caps.max_body and at > begin:
-                statements.append(self._insert(rows[begin:at]))
+                inserts.append(self._insert(rows[begin:at]))
                 begin, size = at, len(item.body)
-        return [*statements, self._insert(rows[begin:])]
+        inserts.append(self._insert(rows[begin:]))
+        lane = self._session.names(_LANE)
+        if not self._session.names.mariadb:
+            return [(lane, (origin,)), *inserts]
+        (statement, values), *others = inserts
+        return [(_TOGETHER.format(lane, statement), (origin, *values)), *others]
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> tuple[str, tuple[Any, ...]]:
         written = ", ".join([self._session.names(_WRITTEN)] * len(rows))
