@@ -1,4 +1,4 @@
-"""Handlers on connections of the user's own, out of pools and factories: their work and their message are one commit."""
+"""Handlers on connections of the user's own, from pools and factories: their work and their message are one commit."""
 
 from __future__ import annotations
 
