@@ -11,7 +11,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from . import alone, backlog, children, embedded, engines, footprint, report, steps
+from . import alone, backlog, children, embedded, engines, exactly_once, footprint, relay, report, steps
 from .clients import measure as clients
 
 CLIENTS = children.ROOT / "docs" / "dependencies.md"
@@ -66,6 +66,10 @@ def _run(name: str, rounds: int | None, scale: float, directory: Path, results: 
             measured = alone.measure(place, rounds or 5, size(300), print)
         elif name == "backlog":
             measured = backlog.measure(place, rounds or 1, size(1_000_000), print)
+        elif name == "exactly_once":
+            measured = exactly_once.measure(place, rounds or 5, size(5_000), print)
+        elif name == "relay":
+            measured = relay.measure(place, rounds or 5, size(200), size(2_000), print)
         elif name == "steps":
             measured = steps.measure(place, rounds or 5, size(20_000), print)
         else:

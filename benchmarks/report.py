@@ -142,5 +142,6 @@ def _short(results: Sequence[dict[str, Any]]) -> str:
 ORDER = (
     *("embedded", "alone", "backlog", "footprint", "steps"),
     *("rabbitmq", "redis", "nats", "postgresql", "mysql"),
+    *("exactly_once", "relay"),
 )
 """Benchmarks, in the order in which they run and are shown."""

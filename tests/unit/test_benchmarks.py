@@ -14,11 +14,13 @@ from benchmarks import (
     children,
     embedded,
     engines,
+    exactly_once,
     footprint,
     machine,
     ours,
     peers,
     pipeline,
+    relay,
     report,
     steps,
 )
@@ -168,3 +170,17 @@ def test_results_are_written_as_a_table_and_as_data_and_fill_the_documents_block
     assert "| sent | 20 /s | 10 – 30 | ≥ 25 | **not met** |" in whole.read_text()
     assert "| sent | 20 /s | ≥ 25 | **not met** |" in short.read_text()
     assert "| cost | 3 µs | ≤ 5 | met |" in short.read_text()
+
+
+def test_exactly_once_is_measured_beside_the_same_work_without_a_bus(in_this_process, tmp_path):
+    pytest.importorskip("sqlalchemy")
+    _, figures, _ = exactly_once.measure(tmp_path, 1, 100, lambda _: None)
+    assert len(figures) == 5 * len(exactly_once.LIBRARIES)
+    assert min(figure.median for figure in figures) > 0
+
+
+def test_relays_are_measured_from_the_commit_to_the_handler(tmp_path):
+    found = relay.alone(f"sqlite:///{tmp_path}/bus.db", 5, "", handles=True, sends=True)
+    assert set(found["committed"]) == set(found["arrived"]) == {"0", "1", "2", "3", "4"}
+    assert relay.backlog(f"sqlite:///{tmp_path}/long.db", 1, 50)["per_s"] > 0
+    assert relay.backlog(f"sqlite:///{tmp_path}/many.db", 5, 1)["per_s"] > 0
