@@ -172,11 +172,10 @@ def test_results_are_written_as_a_table_and_as_data_and_fill_the_documents_block
     assert "| cost | 3 µs | ≤ 5 | met |" in short.read_text()
 
 
-def test_exactly_once_is_measured_beside_the_same_work_without_a_bus(in_this_process, tmp_path):
-    pytest.importorskip("sqlalchemy")
-    _, figures, _ = exactly_once.measure(tmp_path, 1, 100, lambda _: None)
-    assert len(figures) == 5 * len(exactly_once.LIBRARIES)
-    assert min(figure.median for figure in figures) > 0
+def test_exactly_once_is_measured_beside_the_same_work_without_a_bus(postgresql_server):
+    plain = exactly_once.without_bus(postgresql_server.database(), "asyncpg", 20)
+    ours = exactly_once.with_bus(postgresql_server.database(), "asyncpg", 20)
+    assert min(*plain.values(), *ours.values()) > 0
 
 
 def test_relays_are_measured_from_the_commit_to_the_handler(tmp_path):
