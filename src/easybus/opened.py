@@ -33,6 +33,7 @@ from .engines.contract import (
 )
 from .errors import ConfigurationError, NotDeclared, NotSupported
 from .message import Message
+from .outages import Outages
 from .receiving.invoke import call_with_message
 from .receiving.threads import Threads
 from .sending.checkback import Checkback
@@ -80,6 +81,7 @@ class Opened:
         self._exclusive_storage = _exclusive(self.storage)
         self.fused = same and isinstance(self.driver, FusedDriver)
         self.publisher = Publisher(self.driver, clock, logger)
+        self.outages = Outages(logger)
         self.wake_replays: Callable[[str], None] = lambda _: None
         self.letters = None if self.storage.dead_letters is None else Letters(
             self.storage.dead_letters, self._marked
@@ -158,7 +160,12 @@ class Opened:
         for outbox in self.outboxes:
             self.relays.append(
                 Relay(
-                    service=bus.service, outbox=outbox, publisher=self.publisher, clock=self.clock, logger=self.logger
+                    service=bus.service,
+                    outbox=outbox,
+                    publisher=self.publisher,
+                    clock=self.clock,
+                    logger=self.logger,
+                    outages=self.outages,
                 )
             )
         if self.storage.transactions is not None:
@@ -168,6 +175,7 @@ class Opened:
                 publisher=self.publisher,
                 clock=self.clock,
                 logger=self.logger,
+                outages=self.outages,
             )
             for topic, (function, policy) in bus.answers.items():
                 target = bus.targets["topic", topic]

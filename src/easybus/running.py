@@ -86,7 +86,9 @@ class Running:
         if letters is not None:
             replayer = Replayer(queue, letters, opened.publisher, clock=clock, logger=logger)
         intake = Intake(subscription, opened.driver, keys, fused=fused, logger=logger)
-        return Receiver(pipeline, intake, settler, replayer=replayer, clock=clock, logger=logger)
+        return Receiver(
+            pipeline, intake, settler, replayer=replayer, clock=clock, logger=logger, outages=opened.outages
+        )
 
     def _exactly_once(
         self, queue: str, options: HandlerOptions, keys: IdempotencyStorage, opening: Opening | None

@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -216,10 +217,13 @@ def _descendants(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """A loopback port that nobody listens on now; none of those that the system gives to clients, for one of them
+    could have it while its server is down."""
+    while True:
+        port = secrets.randbelow(20_000) + 11_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def find_program(name: str, *, wheel: str = "", inside: str = "", folders: tuple[str, ...] = ()) -> str | None:

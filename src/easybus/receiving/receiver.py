@@ -21,6 +21,7 @@ from ..cancelling import ended
 from ..clock import Clock, sleep, wait
 from ..engines.contract import Claimed, Taken
 from ..errors import EngineError, NotDeclared
+from ..outages import Outage, Outages
 from .claim import Intake
 from .hand import Hand, Why
 from .pipeline import Pipeline
@@ -47,6 +48,7 @@ class Receiver:
         replayer: Replayer | None,
         clock: Clock,
         logger: logging.Logger,
+        outages: Outages | None = None,
     ) -> None:
         self.queue = pipeline.subscription.queue
         self._options = pipeline.options
@@ -57,6 +59,7 @@ class Receiver:
         self.replayer = replayer
         self._clock = clock
         self._logger = logger
+        self._outage = Outage(f"queue {self.queue!r}", outages or Outages(logger), longest_pause=2.0)
         self._ready: deque[tuple[Taken, float]] = deque()
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -91,6 +94,7 @@ class Receiver:
         self._wake_fetch()
         fetching, renewing, *others = self._loops
         await self._end(fetching)
+        self._outage.ended()
         for task in others:
             task.cancel()
         await self._give_back()
@@ -154,7 +158,6 @@ class Receiver:
     # -------------------------------------------------------------------------------------------------- fetching
 
     async def _fetch(self) -> None:
-        pause, down = 0.1, False
         while not self._stopping:
             ending = self._pipeline.ending  # while their work is committed, what comes next may be fetched and claimed
             free = self._options.concurrency + ending - self._at_work - len(self._ready)
@@ -170,15 +173,9 @@ class Receiver:
                 await sleep(self._clock, 5.0)
                 continue
             except EngineError as error:
-                if not down:
-                    self._logger.error("queue %r is not handled, the engine is away: %s", self.queue, error)
-                down = True
-                await sleep(self._clock, pause)
-                pause = min(pause * 2, 2.0)
+                await sleep(self._clock, self._outage.failed(error))
                 continue
-            if down:
-                self._logger.warning("queue %r is handled again", self.queue)
-            pause, down = 0.1, False
+            self._outage.over()
             # A tenth for the reply's way: the claims were written before now.
             until = self._clock.time() + self._options.lease * 0.9
             self._ready.extend((one, until) for one in taken)

@@ -42,7 +42,7 @@ from ..connection import Publisher
 from ..engines.contract import Half, TransactionStorage
 from ..errors import BadDelay, ConfigurationError, Refused, TooLarge
 from ..message import Message
-from .outage import Outage
+from ..outages import Outage, Outages
 from .transaction import Transaction, half_of, message_of, publication_of
 
 __all__ = ["CheckPolicy", "Checkback", "Committed", "call", "exponential_delay"]
@@ -96,13 +96,21 @@ class Checkback:
     """Transactions of one bus on one transaction storage, and the checker of what they left behind."""
 
     def __init__(
-        self, *, service: str, storage: TransactionStorage, publisher: Publisher, clock: Clock, logger: logging.Logger
+        self,
+        *,
+        service: str,
+        storage: TransactionStorage,
+        publisher: Publisher,
+        clock: Clock,
+        logger: logging.Logger,
+        outages: Outages | None = None,
     ) -> None:
         self._service = service
         self._storage = storage
         self._publisher = publisher
         self._clock = clock
         self._logger = logger
+        self._outages = outages or Outages(logger)
         self._answers: dict[str, tuple[Committed, CheckPolicy]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._checking = 0
@@ -163,7 +171,7 @@ class Checkback:
 
     async def run(self) -> None:
         """Check what is due, until cancelled. Outages are survived: one log line down and one up."""
-        outage = Outage(f"checks of transactions of {self._service!r}", self._logger)
+        outage = Outage(f"checks of transactions of {self._service!r}", self._outages)
         while True:
             try:
                 checked = await self.check_due()

@@ -32,7 +32,7 @@ from ..clock import Clock, sleep
 from ..connection import Publisher
 from ..engines.contract import OutboxRow, OutboxStorage
 from ..errors import Refused, SendError
-from .outage import Outage
+from ..outages import Outage, Outages
 
 __all__ = ["Relay"]
 
@@ -90,6 +90,7 @@ class Relay:
         clock: Clock,
         logger: logging.Logger,
         lease: float | None = None,
+        outages: Outages | None = None,
     ) -> None:
         """`lease`: seconds until another relay may take what this one claimed and did not finish: how long committed
         messages wait when a process is killed while it publishes them. None: a second, and more where publishing is
@@ -100,6 +101,7 @@ class Relay:
         self._clock = clock
         self._logger = logger
         self._fixed_lease = lease
+        self._outages = outages or Outages(logger)
         self._slowest = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
@@ -124,8 +126,8 @@ class Relay:
     async def run(self) -> None:
         """Publish what is committed, until cancelled. Outages are survived: one log line down and one up."""
         self._loop = asyncio.get_running_loop()
-        storage = Outage(f"the outbox of {self._service!r}", self._logger)
-        broker = Outage(f"publishing from the outbox of {self._service!r}", self._logger)
+        storage = Outage(f"the outbox of {self._service!r}", self._outages)
+        broker = Outage(f"publishing from the outbox of {self._service!r}", self._outages)
         empty = 0
         while True:
             if self._look:

@@ -340,8 +340,8 @@ async def test_while_the_store_is_down_nothing_is_handled_nothing_acked_and_it_i
         await room.advance(3.0)
     assert len(seen) == 1
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
-        "queue 'jobs' is not handled",
-        "queue 'jobs' is handled again",
+        "queue 'jobs': down",
+        "queue 'jobs': up again",
     ]
 
 

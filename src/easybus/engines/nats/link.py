@@ -211,10 +211,10 @@ class Link:
             try:
                 if self._client is None:
                     await self._connect()
-                    _logger.info("%s: connected again", self.address.url)
+                    _logger.debug("%s: connected again", self.address.url)
                 pause = 0.05
                 await self._watch(self.client)
-                _logger.warning("%s: the connection is lost", self.address.url)
+                _logger.debug("%s: the connection is lost", self.address.url)
             except EasybusError as error:
                 self._said = str(error.__cause__ or error)
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from tests.servers.mariadb import MariadbServer
+from tests.servers.outages import ServerOutages
 
 from easybus import Unavailable
 from easybus.engines.contract import Ack, DeclareQueue, Publication
@@ -43,24 +44,6 @@ async def receive(engine: MysqlEngine, within: float = 10.0) -> bytes:
 
 
 @pytest.mark.alone
-async def test_calls_fail_fast_while_the_server_is_down_and_work_by_themselves_when_it_is_back(
-    engine: MysqlEngine, mariadb_server: MariadbServer
-) -> None:
-    await engine.driver.declare([DeclareQueue("jobs")])
-    waiting = asyncio.create_task(receive(engine, within=20.0))
-    await asyncio.to_thread(mariadb_server.kill)
-    began = time.monotonic()
-    with pytest.raises(Unavailable):
-        await engine.driver.publish([Publication(False, "jobs", b"lost")])
-    with pytest.raises(Unavailable):
-        await engine.idempotency.renew(["1-1"], 10.0)
-    assert time.monotonic() - began < 2.0
-    await asyncio.to_thread(mariadb_server.start)
-    await publish(engine, b"after")
-    assert await waiting == b"after"
-
-
-@pytest.mark.alone
 async def test_cut_connections_are_replaced(opened: Opener, mariadb_server: MariadbServer) -> None:
     one, other = await opened(), await opened()
     await one.driver.declare([DeclareQueue("jobs")])
@@ -70,39 +53,6 @@ async def test_cut_connections_are_replaced(opened: Opener, mariadb_server: Mari
         await asyncio.to_thread(mariadb_server.sql, CUT)
         await publish(one, number)
         assert await receive(other) == number
-
-
-@pytest.mark.alone
-async def test_a_server_that_stops_answering_is_unavailable_within_the_timeout(
-    url: str, opened: Opener, mariadb_server: MariadbServer
-) -> None:
-    engine = await opened(f"{url}&timeout=1")
-    await engine.driver.declare([DeclareQueue("jobs")])
-    await publish(engine, b"before")
-    mariadb_server.freeze()
-    try:
-        began = time.monotonic()
-        with pytest.raises(Unavailable, match="no answer within 1 s"):
-            await engine.driver.publish([Publication(False, "jobs", b"frozen")])
-        with pytest.raises(Unavailable):  # and a new connection is not waited for longer
-            await engine.driver.publish([Publication(False, "jobs", b"frozen")])
-        assert time.monotonic() - began < 4.0
-    finally:
-        mariadb_server.thaw()
-    await publish(engine, b"after")
-    assert await receive(engine) == b"before"
-
-
-@pytest.mark.alone
-async def test_closing_while_the_server_is_frozen_ends(url: str, opened: Opener, mariadb_server: MariadbServer) -> None:
-    engine = await opened(f"{url}&timeout=1")
-    await engine.driver.declare([DeclareQueue("jobs")])
-    mariadb_server.freeze()
-    try:
-        async with asyncio.timeout(10.0):
-            await engine.close()
-    finally:
-        mariadb_server.thaw()
 
 
 async def test_tables_that_were_wiped_are_made_again(
@@ -117,3 +67,13 @@ async def test_tables_that_were_wiped_are_made_again(
     await engine.driver.declare([DeclareQueue("jobs")])
     await publish(engine, b"again")
     assert await receive(engine) == b"again"
+
+
+class TestOutages(ServerOutages):
+    @pytest.fixture
+    def server(self, mariadb_server: MariadbServer) -> MariadbServer:
+        return mariadb_server
+
+    @pytest.fixture
+    def url(self, server: MariadbServer) -> str:
+        return f"{server.prefix()}&timeout=1"

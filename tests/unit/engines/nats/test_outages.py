@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from tests.servers import HOST, free_port
 from tests.servers.nats import PASSWORD, USER, NatsServer
+from tests.servers.outages import ServerOutages
+from tests.servers.proxy import Proxy
 from tests.unit.engines.nats.conftest import Opener
-from tests.unit.engines.nats.proxy import Proxy
 
 from easybus.clock import SystemClock
 from easybus.engines.contract import Ack, DeclareQueue, Driver, Move, Nack, Publication, Settled
@@ -49,37 +50,6 @@ async def until_it_works(driver: Driver, queue: str, body: bytes, within: float 
                 await asyncio.sleep(0.05)
 
 
-async def test_calls_fail_fast_while_the_server_is_down_and_work_by_themselves_when_it_is_back(
-    own_server: NatsServer, opened: Opener
-) -> None:
-    driver = await opened(own_server.prefix())
-    await topology(driver, ["emails"])
-    await publish(driver, [to_queue("emails", b"before")])
-    waiting = asyncio.create_task(driver.fetch("nobody's", 1, 30.0, 30.0))
-    await asyncio.wait([waiting], timeout=2.0)
-    waiting = asyncio.create_task(driver.fetch("emails", 1, 30.0, 30.0))
-    assert [one.body for one in await waiting] == [b"before"]
-    held = waiting.result()
-    waiting = asyncio.create_task(driver.fetch("emails", 1, 30.0, 30.0))
-    await asyncio.sleep(0.1)
-    await asyncio.to_thread(own_server.kill)
-    began = time.monotonic()
-    with pytest.raises(Unavailable):
-        await waiting
-    for _ in range(3):
-        with pytest.raises(Unavailable):
-            await driver.publish([to_queue("emails", b"lost")])
-        with pytest.raises(Unavailable):
-            await driver.fetch("emails", 1, 30.0, 30.0)
-        with pytest.raises(Unavailable):
-            await driver.settle("emails", [Ack(held[0])])
-    assert time.monotonic() - began < 2.0
-    await asyncio.to_thread(own_server.start)
-    await until_it_works(driver, "emails", b"after", 5.0)
-    assert await driver.settle("emails", [Ack(held[0])]) == [Settled.DONE]  # on the new connection
-    assert await drain(driver, "emails") == [b"after"]
-
-
 async def test_restarts_in_the_middle_lose_nothing(own_server: NatsServer, opened: Opener) -> None:
     url = own_server.prefix()
     sending, receiving = await opened(url), await opened(url)
@@ -104,45 +74,6 @@ async def test_restarts_in_the_middle_lose_nothing(own_server: NatsServer, opene
             for body in sent[at : at + 20]:
                 await until_it_works(sending, "emails", body)
     assert got == set(sent)
-
-
-async def test_what_was_confirmed_outlives_a_server_killed_at_that_instant(
-    own_server: NatsServer, opened: Opener
-) -> None:
-    driver = await opened(own_server.prefix())
-    await topology(driver, ["emails", "later"])
-    for number in range(3):
-        await publish(driver, [to_queue("emails", b"%d" % number), to_queue("later", b"%d" % number, 1.0)])
-        own_server.kill()
-        await asyncio.to_thread(own_server.start)
-        async with asyncio.timeout(5.0):
-            while True:
-                try:
-                    await driver.queues()
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.02)
-    assert sorted(one.body for one in await receive(driver, "emails", 3)) == [b"0", b"1", b"2"]
-    assert sorted(one.body for one in await receive(driver, "later", 3)) == [b"0", b"1", b"2"]
-
-
-async def test_a_server_that_stops_answering_is_noticed_within_two_heartbeats(
-    own_server: NatsServer, opened: Opener
-) -> None:
-    driver = await opened(own_server.prefix())
-    await topology(driver, ["emails"])
-    waiting = asyncio.create_task(driver.fetch("emails", 1, 30.0, 30.0))
-    await asyncio.sleep(0.1)
-    own_server.freeze()
-    began = time.monotonic()
-    with pytest.raises(Unavailable):
-        await waiting
-    with pytest.raises(Unavailable):
-        await driver.publish([to_queue("emails", b"x")])
-    assert time.monotonic() - began <= 3.0  # two heartbeats of a second, and a busy machine
-    own_server.thaw()
-    await until_it_works(driver, "emails", b"y")
-    assert b"y" in await drain(driver, "emails")
 
 
 async def test_a_connection_cut_anywhere_in_a_publish_loses_nothing_and_doubles_nothing(
@@ -300,3 +231,13 @@ async def test_tls_is_spoken_and_an_unknown_authority_is_refused(opened: Opener)
             await opened(server.url())
     finally:
         server.remove()
+
+
+class TestOutages(ServerOutages):
+    @pytest.fixture
+    def server(self, own_server: NatsServer) -> NatsServer:
+        return own_server
+
+    @pytest.fixture
+    def url(self, server: NatsServer) -> str:
+        return server.prefix()

@@ -8,6 +8,7 @@ import time
 
 import asyncpg
 import pytest
+from tests.servers.outages import ServerOutages
 from tests.servers.postgresql import PostgresqlServer
 
 from easybus import Unavailable
@@ -46,24 +47,6 @@ async def receive(engine: PostgresqlEngine, within: float = 10.0) -> bytes:
 
 
 @pytest.mark.alone
-async def test_calls_fail_fast_while_the_server_is_down_and_work_by_themselves_when_it_is_back(
-    engine: PostgresqlEngine, postgresql_server: PostgresqlServer
-) -> None:
-    await engine.driver.declare([DeclareQueue("jobs")])
-    waiting = asyncio.create_task(receive(engine, within=20.0))
-    await asyncio.to_thread(postgresql_server.kill)
-    began = time.monotonic()
-    with pytest.raises(Unavailable):
-        await engine.driver.publish([Publication(False, "jobs", b"lost")])
-    with pytest.raises(Unavailable):
-        await engine.idempotency.renew(["1-1"], 10.0)
-    assert time.monotonic() - began < 2.0
-    await asyncio.to_thread(postgresql_server.start)
-    await publish(engine, b"after")
-    assert await waiting == b"after"
-
-
-@pytest.mark.alone
 async def test_cut_connections_are_replaced_and_other_processes_are_heard_again(
     opened: Opener, postgresql_server: PostgresqlServer
 ) -> None:
@@ -85,41 +68,6 @@ async def test_cut_connections_are_replaced_and_other_processes_are_heard_again(
         assert await waiting == b"4"
         took.append(time.monotonic() - began)
     assert min(took) < 0.5, "found by polling only"
-
-
-@pytest.mark.alone
-async def test_a_server_that_stops_answering_is_unavailable_within_the_timeout(
-    url: str, opened: Opener, postgresql_server: PostgresqlServer
-) -> None:
-    engine = await opened(f"{url}&timeout=1")
-    await engine.driver.declare([DeclareQueue("jobs")])
-    await publish(engine, b"before")
-    postgresql_server.freeze()
-    try:
-        began = time.monotonic()
-        with pytest.raises(Unavailable, match="no answer within 1 s"):
-            await engine.driver.publish([Publication(False, "jobs", b"frozen")])
-        with pytest.raises(Unavailable):  # and a new connection is not waited for longer
-            await engine.driver.publish([Publication(False, "jobs", b"frozen")])
-        assert time.monotonic() - began < 4.0
-    finally:
-        postgresql_server.thaw()
-    await publish(engine, b"after")
-    assert await receive(engine) == b"before"
-
-
-@pytest.mark.alone
-async def test_closing_while_the_server_is_frozen_ends(
-    url: str, opened: Opener, postgresql_server: PostgresqlServer
-) -> None:
-    engine = await opened(f"{url}&timeout=1")
-    await engine.driver.declare([DeclareQueue("jobs")])
-    postgresql_server.freeze()
-    try:
-        async with asyncio.timeout(10.0):
-            await engine.close()
-    finally:
-        postgresql_server.thaw()
 
 
 async def test_tables_that_were_wiped_are_made_again(
@@ -173,3 +121,13 @@ async def test_of_a_server_that_stops_answering_one_connection_is_waited_for(
     finally:
         postgresql_server.thaw()
     await publish(engine, b"after")
+
+
+class TestOutages(ServerOutages):
+    @pytest.fixture
+    def server(self, postgresql_server: PostgresqlServer) -> PostgresqlServer:
+        return postgresql_server
+
+    @pytest.fixture
+    def url(self, server: PostgresqlServer) -> str:
+        return f"{server.schema()}&timeout=1"

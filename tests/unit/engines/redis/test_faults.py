@@ -4,12 +4,11 @@ import asyncio
 import time
 
 import pytest
+from tests.servers.outages import ServerOutages
 from tests.servers.redis import RedisServer
 
-from easybus.clock import SystemClock
 from easybus.engines.contract import Ack, Claim, Claimed, DeadLetter, Done, Half, Publication, Settled
 from easybus.engines.redis.engine import RedisEngine
-from easybus.engines.registry import create
 from easybus.errors import EngineError, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
@@ -24,50 +23,6 @@ async def again(engine: RedisEngine, queue: str) -> list[bytes]:
                 return await drain(engine.driver, queue)
             except EngineError:
                 await asyncio.sleep(0.05)
-
-
-async def test_what_was_confirmed_outlives_a_server_killed_at_that_instant(
-    engine: RedisEngine, redis_server: RedisServer
-) -> None:
-    await topology(engine.driver, ["jobs"])
-    confirmed: list[bytes] = []
-
-    async def send(part: int) -> None:
-        for at in range(10_000):
-            body = b"%d/%d" % (part, at)
-            try:
-                (result,) = await engine.driver.publish([Publication(False, "jobs", body)])
-            except Unavailable:
-                return
-            assert result == 1
-            confirmed.append(body)
-
-    senders = [asyncio.create_task(send(part)) for part in range(5)]
-    while len(confirmed) < 200:
-        await asyncio.sleep(0)
-    redis_server.kill()
-    await asyncio.gather(*senders)
-    await asyncio.to_thread(redis_server.start)
-    assert set(await again(engine, "jobs")) >= set(confirmed)
-
-
-async def test_calls_fail_fast_while_the_server_is_away_and_work_by_themselves_afterwards(
-    engine: RedisEngine, redis_server: RedisServer
-) -> None:
-    await topology(engine.driver, ["jobs"])
-    await publish(engine.driver, [to_queue("jobs", b"kept")])
-    waiting = asyncio.create_task(engine.driver.fetch("none", 1, 0.0, 1.0))
-    await asyncio.gather(waiting, return_exceptions=True)
-    redis_server.kill()
-    for _ in range(3):
-        began = time.monotonic()
-        with pytest.raises(Unavailable):
-            await engine.driver.publish([Publication(False, "jobs", b"lost")])
-        with pytest.raises(Unavailable):
-            await engine.driver.fetch("jobs", 1, 5.0, 30.0)
-        assert time.monotonic() - began < 1.0
-    await asyncio.to_thread(redis_server.start)
-    assert await again(engine, "jobs") == [b"kept"]
 
 
 async def test_a_waiting_fetch_survives_or_fails_fast_and_later_ones_are_woken_again(
@@ -97,41 +52,6 @@ async def test_a_waiting_fetch_survives_or_fails_fast_and_later_ones_are_woken_a
         if took < 0.04:
             break
         assert time.monotonic() < deadline, "announcements are heard no more"
-
-
-async def test_a_stopped_server_is_noticed_within_the_timeout(engine: RedisEngine, redis_server: RedisServer) -> None:
-    await topology(engine.driver, ["jobs"])
-    await publish(engine.driver, [to_queue("jobs", b"kept")])
-    redis_server.freeze()
-    try:
-        began = time.monotonic()
-        calls = [
-            engine.driver.publish([Publication(False, "jobs", b"?")]),
-            engine.driver.fetch("jobs", 1, 30.0, 30.0),
-            engine.idempotency.claim([Claim("jobs", "1", b"d", 60.0)]),
-            engine.dead_letters.count(),
-        ]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(result) for result in results] == [Unavailable] * 4
-        assert time.monotonic() - began < 5.0  # ?timeout=1: to connect, to say who we are, to read
-    finally:
-        redis_server.thaw()
-    assert b"kept" in await again(engine, "jobs")
-
-
-async def test_closing_does_not_wait_for_a_stopped_server(url: str, redis_server: RedisServer) -> None:
-    engine = create(url, SystemClock())
-    await engine.open()
-    await topology(engine.driver, ["jobs"])
-    waiting = asyncio.create_task(engine.driver.fetch("jobs", 1, 30.0, 30.0))
-    await asyncio.sleep(0.1)
-    redis_server.freeze()
-    try:
-        async with asyncio.timeout(4):
-            await engine.close()
-            await asyncio.gather(waiting, return_exceptions=True)
-    finally:
-        redis_server.thaw()
 
 
 async def test_a_cut_connection_costs_at_most_an_error_and_no_message(
@@ -174,3 +94,13 @@ async def test_keys_letters_halves_and_held_messages_are_there_after_a_restart(
     assert letter.body == b"dead"
     assert await engine.transactions.remove("h", token)
     assert await engine.driver.settle("jobs", [Ack(held)]) == [Settled.DONE]
+
+
+class TestOutages(ServerOutages):
+    @pytest.fixture
+    def server(self, redis_server: RedisServer) -> RedisServer:
+        return redis_server
+
+    @pytest.fixture
+    def url(self, server: RedisServer) -> str:
+        return server.url(timeout="1")

@@ -1,15 +1,17 @@
-"""A TCP proxy that a test cuts, at once or after so many bytes."""
+"""A TCP proxy that a test cuts: at once, or after so many bytes to the server, in the middle of a frame."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 
-from tests.servers import HOST
+from . import HOST
+
+__all__ = ["Proxy"]
 
 
 class Proxy:
-    """Between a client and a server."""
+    """Between a client and the server on `port`."""
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -17,7 +19,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.budget: int | None = None
-        """Bytes from the client that still pass before the connection is cut; None: any number."""
+        """Bytes from the client that still pass before every connection is reset; None: any number."""
+        self.cuts = 0
 
     @property
     def port(self) -> int:
@@ -66,6 +69,7 @@ class Proxy:
                         await writer.drain()
                         await asyncio.sleep(0.02)  # what passed is to reach the server
                         self.budget = None
+                        self.cuts += 1
                         self.cut()
                         return
                     continue
