@@ -572,10 +572,7 @@ class ExclusiveEngine(Protocol):
 
 
 class Known(str):
-    """A sentence of `AuditedEngine.durability` that the URL accepts, or that no client can read: something to know,
-    and no contradiction."""
-
-    __slots__ = ()
+    """A sentence of `AuditedEngine.durability` that the URL accepts, or no client can read: no contradiction."""
 
 
 @runtime_checkable
@@ -584,9 +581,7 @@ class AuditedEngine(Protocol):
 
     async def durability(self) -> list[str]:
         """A sentence for each: what it is, what may be lost, what to set instead. Empty: nothing is known against it.
-        They are shown behind the engine's URL; those that are `Known` as notes.
-
-        The engine is open. Raises `EngineError` where it cannot be asked.
+        They are shown behind the engine's URL; `Known` ones as notes. The engine is open. Raises `EngineError` where it cannot be asked.
         """
         ...
 
