@@ -581,7 +581,9 @@ class AuditedEngine(Protocol):
 
     async def durability(self) -> list[str]:
         """A sentence for each: what it is, what may be lost, what to set instead. Empty: nothing is known against it.
-        They are shown behind the engine's URL; `Known` ones as notes. The engine is open. Raises `EngineError` where it cannot be asked.
+        Shown behind the engine's URL, `Known` ones as notes.
+
+        The engine is open. Raises `EngineError` where it cannot be asked.
         """
         ...
 
