@@ -188,7 +188,6 @@ class Driver(Protocol):
 
     async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
         """Publish; what returns is confirmed, as durable as the engine is configured to be.
-
         Returns, for each: the number of queues reached (None where the engine cannot know), or why it failed. Bindings
         are read as they are now. A raised error means that any of them may or may not be there.
         """
@@ -196,7 +195,6 @@ class Driver(Protocol):
 
     async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
         """Up to `limit` messages that are due, as soon as there is one, or none after `wait` seconds.
-
         Each is the caller's until settled, or until `lease` seconds have passed. Raises `NotDeclared`.
         Cancelling ends it within a second, and what it had taken goes back by its lease at the latest.
         """
@@ -212,7 +210,6 @@ class Driver(Protocol):
 
     async def purge(self, queue: str) -> int:
         """Remove every message that is not in flight; returns how many. Raises `NotDeclared`.
-
         Where `counts` is not given, what a send's own delay holds back may stay.
         """
         ...
@@ -273,7 +270,6 @@ class IdempotencyStorage(Protocol):
 
         FREE → CLAIMED(token, lease) → DONE(expires)     failure: CLAIMED → FREE, which remembers that it was claimed
         CLAIMED past its lease → CLAIMED by the next taker, with a new token
-
     The digest is compared first, in every state. Tokens are fresh and random. All calls take batches, and one item's
     result never hangs on another's, but in a batch the second claim of a key is `Busy`.
     """
@@ -582,7 +578,6 @@ class AuditedEngine(Protocol):
     async def durability(self) -> list[str]:
         """A sentence for each: what it is, what may be lost, what to set instead. Empty: nothing is known against it.
         Shown behind the engine's URL, `Known` ones as notes.
-
         The engine is open. Raises `EngineError` where it cannot be asked.
         """
         ...
@@ -595,7 +590,6 @@ class SchemaEngine(Protocol):
     def schema(self, since: int = 0) -> str:
         """The statements that bring tables of version `since` (0: none) to what `open` asks for, with the schema and
         prefix of the URL. Each ends with `;` at the end of a line, and nothing else does. The engine need not be open.
-
         Raises `ConfigurationError`: there is no such version.
         """
         ...
