@@ -87,13 +87,14 @@ async def _enter(factory: Callable[..., Any], stack: AsyncExitStack) -> Any:
         made = contextlib.contextmanager(typing.cast("Callable[[], Generator[Any, None, None]]", factory))()
     else:
         made = factory()
+    value: Any = made
     if inspect.isawaitable(made) and not hasattr(made, "__aenter__"):  # a pool's loan is both, and has an end
-        made = await made
-    if hasattr(made, "__aenter__"):
-        return await stack.enter_async_context(made)
-    if hasattr(made, "__enter__"):
-        return stack.enter_context(made)
-    return made
+        value = await made
+    if hasattr(value, "__aenter__"):
+        return await stack.enter_async_context(value)
+    if hasattr(value, "__enter__"):
+        return stack.enter_context(value)
+    return value
 
 
 class Invoker:
