@@ -8,7 +8,8 @@ A file that is given twice is placed once.
 
 import csv
 import sys
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +60,25 @@ def charge(order: Order, db: apsw.Connection) -> None:
 
 def place(lines: list[Order], db: apsw.Connection) -> int:
     """Place those that were not placed before; all, or none. Returns how many that were."""
-    with db:
+    with writing(db):
         known = {number for (number,) in db.execute("SELECT number FROM placed")}
         new = [order for order in lines if order.number not in known]
         db.executemany("INSERT INTO placed VALUES (?)", [(order.number,) for order in new])
         bus.blocking.send_many(orders, new, within=db)
         return len(new)
+
+
+@contextmanager
+def writing(db: apsw.Connection) -> Generator[None]:
+    """A transaction that waits for its turn before it reads. (`with db:` would wait with Python's lock in its hand, and
+    so for the bus, which is a thread of this process.)"""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def read(file: Path) -> list[Order]:
@@ -77,7 +91,6 @@ def connect(database: str = DATABASE) -> apsw.Connection:
     """A connection to the program's tables."""
     db = apsw.Connection(database)
     db.set_busy_timeout(30_000)
-    db.transaction_mode = "IMMEDIATE"  # `with db:` waits for its turn at the start, and not after it has read
     db.execute(TABLES)
     return db
 
