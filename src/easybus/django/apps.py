@@ -21,12 +21,15 @@ class EasybusConfig(AppConfig):
         Raises:
             ImproperlyConfigured: the setting `EASYBUS` is missing or wrong.
         """
+        from django.db.backends.signals import connection_created
+
         from .around import DjangoThreads, orm_apart
         from .discovery import discover
         from .project import get_bus
-        from .tables import remember_names
+        from .tables import leave_checkpoints, remember_names
 
         remember_names()
+        connection_created.connect(leave_checkpoints)
         bus = get_bus()
         discover(bus)
         bus.threads = DjangoThreads

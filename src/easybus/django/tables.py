@@ -6,7 +6,9 @@ older one, or today's, where a bus was opened before. So the order of `migrate` 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -17,12 +19,15 @@ from django.db.migrations.operations.base import Operation
 from ..clock import SystemClock
 from ..engines.contract import SchemaEngine
 from ..engines.registry import create
+from ..errors import EasybusError
 from .databases import vendor_of
 from .project import get_bus
 
-__all__ = ["BusTables", "remember_names", "tables_in"]
+__all__ = ["BusTables", "leave_checkpoints", "remember_names", "tables_in"]
 
 _PORTS = {"postgresql": "5432", "mysql": "3306"}
+_MENDED = (3, 51, 3)
+"""From this SQLite on a checkpoint may reset the log under other connections."""
 _LOCAL = ("", "localhost", "127.0.0.1", "::1", "[::1]")
 
 _names: dict[str, str] = {}
@@ -33,6 +38,17 @@ def remember_names() -> None:
     """Called when Django starts, before a test run gives its databases other names."""
     for alias in connections:
         _names[alias] = str(connections.settings[alias]["NAME"])
+
+
+def leave_checkpoints(connection: Any, **_: Any) -> None:
+    """Called for each new connection: on a file that the bus has open with an old SQLite, only the bus may reset the
+    log (see docs/engines.md)."""
+    if connection.vendor != "sqlite" or sqlite3.sqlite_version_info >= _MENDED:
+        return
+    with contextlib.suppress(EasybusError):  # a bus without a URL is said by whoever opens it
+        if list(tables_in(connection.alias)):
+            with connection.cursor() as cursor:
+                cursor.execute("PRAGMA wal_autocheckpoint=0")
 
 
 class BusTables(Operation):

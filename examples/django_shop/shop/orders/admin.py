@@ -1,0 +1,5 @@
+from django.contrib import admin
+
+from .models import Order, Receipt
+
+admin.site.register([Order, Receipt])
