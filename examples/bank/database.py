@@ -36,11 +36,11 @@ class Database:
         """Disconnect, whatever state it is in."""
         raise NotImplementedError
 
-    async def execute(self, db: Any, statement: str, *values: int) -> None:
+    async def execute(self, db: Any, statement: str, *values: int | str) -> None:
         """Run one statement."""
         raise NotImplementedError
 
-    async def fetch(self, db: Any, statement: str, *values: int) -> list[tuple[Any, ...]]:
+    async def fetch(self, db: Any, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
         """The rows that it gives."""
         raise NotImplementedError
 
@@ -78,10 +78,10 @@ class Sqlite(Database):
     async def close(self, db: Any) -> None:
         db.close()
 
-    async def execute(self, db: Any, statement: str, *values: int) -> None:
+    async def execute(self, db: Any, statement: str, *values: int | str) -> None:
         db.execute(statement, values)
 
-    async def fetch(self, db: Any, statement: str, *values: int) -> list[tuple[Any, ...]]:
+    async def fetch(self, db: Any, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
         return list(db.execute(statement, values))
 
     async def _step(self, db: Any, step: str) -> None:
@@ -105,10 +105,10 @@ class Postgresql(Database):
     async def close(self, db: Any) -> None:
         db.terminate()
 
-    async def execute(self, db: Any, statement: str, *values: int) -> None:
+    async def execute(self, db: Any, statement: str, *values: int | str) -> None:
         await db.execute(_numbered(statement), *values)
 
-    async def fetch(self, db: Any, statement: str, *values: int) -> list[tuple[Any, ...]]:
+    async def fetch(self, db: Any, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await db.fetch(_numbered(statement), *values)]
 
 
@@ -139,10 +139,10 @@ class Mysql(Database):
     async def close(self, db: Any) -> None:
         db.close()
 
-    async def execute(self, db: Any, statement: str, *values: int) -> None:
+    async def execute(self, db: Any, statement: str, *values: int | str) -> None:
         await self.fetch(db, statement, *values)
 
-    async def fetch(self, db: Any, statement: str, *values: int) -> list[tuple[Any, ...]]:
+    async def fetch(self, db: Any, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
         async with db.cursor() as cursor:
             await cursor.execute(statement.replace("?", "%s"), values or None)
             return list(await cursor.fetchall())

@@ -23,6 +23,7 @@ from easybus.sending import checkback
 from easybus.sending.relay import Relay
 
 from .scenarios import (
+    Chain,
     Checkback,
     Conflict,
     Dead,
@@ -88,6 +89,7 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "checkback": lambda: Brief(asks=True),
     "outbox": lambda: Outbox(asks=True),
     "within": Within,
+    "chain": Chain,
     "poison": lambda: Poison(die, asks=True),
     "poison-at-once": lambda: Poison(die, at_once=True, asks=True),
 }

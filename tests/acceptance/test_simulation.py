@@ -15,6 +15,7 @@ import pytest
 from easybus import points
 
 from .scenarios import (
+    Chain,
     Checkback,
     Conflict,
     Dead,
@@ -50,7 +51,7 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
     "check-back": Checkback,
     "check-back, asking": lambda: Checkback(asks=True),
 }
-SQLITE: dict[str, Callable[[], Scenario]] = {"outbox": lambda: Outbox(asks=True), "within": Within}
+SQLITE: dict[str, Callable[[], Scenario]] = {"outbox": lambda: Outbox(asks=True), "within": Within, "chain": Chain}
 
 scenarios = pytest.mark.parametrize("name", SCENARIOS)
 engines = pytest.mark.parametrize("engine", ENGINES)
@@ -113,6 +114,7 @@ async def test_a_process_that_stalls_past_its_leases_loses_nothing(name: str, en
 
 
 @databases
+@pytest.mark.timeout(240)
 async def test_every_death_and_every_pair_of_deaths_keeps_a_databases_promise(name: str, tmp_path: Path) -> None:
     make = SQLITE[name]
     fresh = (tmp_path / f"{number}" for number in itertools.count())
@@ -130,6 +132,7 @@ async def test_every_death_and_every_pair_of_deaths_keeps_a_databases_promise(na
 
 
 @databases
+@pytest.mark.timeout(240)
 async def test_every_call_that_fails_and_every_lost_reply_keeps_a_databases_promise(name: str, tmp_path: Path) -> None:
     make = SQLITE[name]
     fresh = (tmp_path / f"{number}" for number in itertools.count())

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import apsw
-
 from easybus import Bus, Message, Reject, SendError, fixed
 
+from .own import make_table, own_database, own_table
 from .scenario import Job, Ledger, Scenario, Setting, Stock, send
 
 
@@ -271,22 +270,54 @@ class Within(Scenario):
     prompt = 8.0
 
     def prepare(self, database: str) -> None:
-        connection = apsw.Connection(database)
-        connection.execute("CREATE TABLE IF NOT EXISTS effect (id TEXT)")
-        connection.close()
+        make_table(database, "effect")
 
     def bus(self, it: Setting) -> Bus:
         bus = Bus(it.url, service="shop", storage=it.storage)
         jobs = bus.queue(it.named("jobs"), Job)
+        own, effect = own_database(it.database), own_table(it.database, "effect")
 
-        @jobs.handler(Job, lease=it.lease, within=apsw.Connection, retry=fixed(3 * it.second, attempts=8))
-        async def handle(job: Job, connection: apsw.Connection) -> None:
-            connection.execute("INSERT INTO effect VALUES (?)", (job.id,))
+        @jobs.handler(Job, **self.exactly_once(it, own.Connection))
+        async def handle(job: Job, connection: own.Connection) -> None:
+            await own.execute(connection, f"INSERT INTO {effect} (id) VALUES (?)", job.id)
+            await self.send_on(bus, it, job, connection)
             if job.id == "b" and not it.ledger.count("failed", "b"):
                 it.ledger.write("failed", "b")
                 raise ValueError("the first time")
 
         return bus
 
+    def exactly_once(self, it: Setting, connection: type[Any]) -> dict[str, Any]:
+        return {"lease": it.lease, "within": connection, "retry": fixed(3 * it.second, attempts=8)}
+
+    async def send_on(self, bus: Bus, it: Setting, job: Job, connection: Any) -> None:
+        """What the handler sends within its transaction."""
+
     def effects(self, stock: Stock, ledger: Ledger) -> Counter[str]:
         return Counter(stock.rows("effect"))
+
+    def doubled(self, stock: Stock, ledger: Ledger, excused: Mapping[str, int]) -> list[str]:
+        return super().doubled(stock, ledger, {})  # there is nothing between the effect and DONE
+
+
+class Chain(Within):
+    """A handler's writes, what it sends, and its DONE are one commit; what it sent is handled so, too."""
+
+    reaches = (*Within.reaches, "outbox.claimed", "outbox.published", "outbox.deleted")
+
+    def bus(self, it: Setting) -> Bus:
+        bus = super().bus(it)
+        own, effect = own_database(it.database), own_table(it.database, "effect")
+
+        @bus.queue(it.named("told"), Job).handler(Job, **self.exactly_once(it, own.Connection))
+        async def handle(job: Job, connection: own.Connection) -> None:
+            await own.execute(connection, f"INSERT INTO {effect} (id) VALUES (?)", job.id)
+
+        return bus
+
+    async def send_on(self, bus: Bus, it: Setting, job: Job, connection: Any) -> None:
+        # Under an id of its own each time: nothing else would keep a second copy from a second effect.
+        await bus.send(bus.targets["queue", it.named("told")], Job(f"told-{job.id}"), within=connection)
+
+    def expected(self, ledger: Ledger) -> Sequence[str]:
+        return [*self.ids, *(f"told-{id}" for id in self.ids)]

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from easybus import Bus, Message, SendError, never
 from easybus.engines.contract import DeadLetterStorage, Driver, OutboxStorage, TransactionStorage
+
+from .own import ids_in
 
 
 @dataclass
@@ -126,12 +126,7 @@ class Stock:
 
     def rows(self, table: str) -> list[str]:
         """The ids in a table of the user's, in the order of writing."""
-        connection = apsw.Connection(self.database)
-        try:
-            connection.set_busy_timeout(5000)
-            return [str(id) for (id,) in connection.execute(f'SELECT id FROM "{table}" ORDER BY rowid')]
-        finally:
-            connection.close()
+        return ids_in(self.database, table)
 
 
 class Scenario:

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-import apsw
+from examples.bank.database import Database
 
 from easybus import Bus, Message, Rollback, SendError, never
 
+from .own import ids_in, make_table, own_database, own_point, own_table
 from .scenario import Job, Ledger, Scenario, Setting, Stock
 
 
@@ -100,31 +102,34 @@ class Outbox(Scenario):
     reaches = ("outbox.claimed", "outbox.published", "outbox.deleted", *Scenario.reaches)
 
     def prepare(self, database: str) -> None:
-        connection = apsw.Connection(database)
-        connection.execute("CREATE TABLE IF NOT EXISTS work (id TEXT)")
-        connection.close()
+        make_table(database, "work")
 
     def options(self, it: Setting) -> dict[str, Any]:
         return {"retry": never(), "concurrency": 1}
 
     async def act(self, bus: Bus, it: Setting) -> None:
-        target = it.jobs(bus)
-        connection = apsw.Connection(it.database)
-        connection.set_busy_timeout(5000)
+        own = own_database(it.database)
+        connection = await own.connect()
         try:
-            for kind in ("kept", "gone"):
-                if it.ledger.count("entered", kind):
-                    continue
-                it.ledger.write("entered", kind)
-                connection.execute("BEGIN IMMEDIATE")
-                for id in self.ids:
-                    if id.startswith(kind):
-                        connection.execute("INSERT INTO work VALUES (?)", (id,))
-                        await bus.send(target, Job(id), id=id, within=connection)
-                connection.execute("COMMIT" if kind == "kept" else "ROLLBACK")
+            if not ids_in(it.database, "work"):  # what is there was committed, with its messages
+                await self._transact(bus, it, own, connection, "kept")
+            with contextlib.suppress(_Undone):
+                await self._transact(bus, it, own, connection, "gone")
         finally:
-            connection.close()
+            await own.close(connection)
         it.ledger.write("acted", "all")
+
+    async def _transact(self, bus: Bus, it: Setting, own: Database, connection: Any, kind: str) -> None:
+        work = own_table(it.database, "work")
+        async with own.transaction(connection):
+            for id in self.ids:
+                if id.startswith(kind):
+                    await own.execute(connection, f"INSERT INTO {work} (id) VALUES (?)", id)
+                    await bus.send(it.jobs(bus), Job(id), id=id, within=connection)
+            if kind == "gone":
+                raise _Undone
+            await own_point("own.sent")
+        await own_point("own.committed")
 
     def unsent(self, ledger: Ledger) -> list[str]:
         return [] if ledger.count("acted", "all") else ["all"]
@@ -141,3 +146,7 @@ class Outbox(Scenario):
     def untidy(self, ledger: Ledger) -> list[str]:
         order = list(dict.fromkeys(ledger.all("effect")))
         return super().untidy(ledger) + ([f"the order of effects is {order}"] if order != sorted(order) else [])
+
+
+class _Undone(Exception):
+    """The user's own: roll back."""
