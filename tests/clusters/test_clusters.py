@@ -42,8 +42,8 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
         storm.abandon()
 
 
-def weathered(storm: Storm, blows: tuple[str, ...]) -> Found:
-    """The storm, from its start to its end."""
+def weathered(storm: Storm, blows: tuple[str, ...], *, frozen: float = RECOVERY) -> Found:
+    """The storm, from its start to its end. `frozen`: seconds in which a job is handled again after a freeze."""
     storm.start()
     for blow in blows:
         storm.blow(blow)
@@ -52,7 +52,9 @@ def weathered(storm: Storm, blows: tuple[str, ...]) -> Found:
     assert not found.lost, f"{found}\n{storm.errors()}"
     assert found.confirmed > 10 * len(blows), found
     busy = max(1.0, os.getloadavg()[1] / (os.cpu_count() or 1))  # what others do on this machine slows all of it
-    assert max(found.recoveries) < RECOVERY * busy, f"{found}\n{storm.errors()}"
+    within = {"kill": RECOVERY * busy, "freeze": frozen * busy}
+    late = [seconds for blow, seconds in zip(blows, found.recoveries, strict=True) if seconds > within[blow]]
+    assert not late, f"{found}\n{storm.errors()}"
     return found
 
 
@@ -61,7 +63,8 @@ def test_rabbitmq_with_three_nodes_loses_nothing_and_doubles_nothing(
     rabbitmq_cluster: RabbitmqCluster, postgresql_server: PostgresqlServer, begin: Begin, blows: tuple[str, ...]
 ) -> None:
     url = rabbitmq_cluster.url(heartbeat=3)
-    found = weathered(begin(rabbitmq_cluster, url, postgresql_server.schema()), blows)
+    # RabbitMQ's nodes may wait for a silent one until net_ticktime, 60 s and a quarter of it, gives it up.
+    found = weathered(begin(rabbitmq_cluster, url, postgresql_server.schema()), blows, frozen=85.0)
     assert not found.doubled, found
 
 
