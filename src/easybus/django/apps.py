@@ -21,14 +21,16 @@ class EasybusConfig(AppConfig):
         Raises:
             ImproperlyConfigured: the setting `EASYBUS` is missing or wrong.
         """
+        from django.core.signals import request_started
         from django.db.backends.signals import connection_created
 
-        from .around import DjangoThreads, orm_apart
+        from .around import DjangoThreads, open_for_request, orm_apart
         from .discovery import discover
         from .project import get_bus
         from .tables import leave_checkpoints, remember_names
 
         remember_names()
+        request_started.connect(open_for_request)
         connection_created.connect(leave_checkpoints)
         bus = get_bus()
         discover(bus)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import close_old_connections, connections, reset_queries
 
+from ..errors import EasybusError
 from ..message import Message
 from ..receiving.threads import Threads
+from .databases import vendor_of
+from .project import get_bus
 
-__all__ = ["DjangoThreads", "orm_apart"]
+__all__ = ["DjangoThreads", "open_for_request", "orm_apart"]
 
 _log = logging.getLogger("easybus")
 
@@ -43,6 +47,17 @@ async def orm_apart(message: Message, call_next: Callable[[Message], Awaitable[N
         finally:
             if context in SyncToAsync.context_to_thread_executor:  # it was used, and ends now
                 await sync_to_async(_close)(connections.close_all)
+
+
+def open_for_request(**_: Any) -> None:
+    """Called before each request: a bus on SQLite declares its queues when it opens, which a view's own open
+    transaction on that file would hold up."""
+    bus = get_bus()
+    try:
+        if bus.opened_or_none is None and "sqlite" in map(vendor_of, (bus.url, bus.storage_url or "")):
+            bus.blocking.open()
+    except EasybusError:
+        _log.debug("the bus was not opened before a request", exc_info=True)  # the send says so, if there is one
 
 
 def _close(how: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The project's bus in Django's tests: on the test database, and on virtual time.
+"""The project's bus in Django's tests: on the test database.
 
     class Orders(TransactionTestCase):
         def test_a_receipt_is_written(self):

@@ -10,7 +10,7 @@ from .models import Order, Receipt
 router = Router()
 
 
-@router.handler(orders, "receipts", within=transaction.atomic)
+@router.handler(orders, "receipts", within=transaction.atomic, lease=10)
 def write_receipt(event: OrderPlaced) -> None:
     order = Order.objects.get(pk=event.order)
     if not order.customer:
