@@ -131,7 +131,12 @@ def deferred(publication: Publication) -> Publication:
         headers={DEFERRED: publication.name},
     )
     return Publication(
-        False, DEFERRED_QUEUE, wrapped.to_bytes(), delay=publication.delay, dedupe_id=publication.dedupe_id
+        False,
+        DEFERRED_QUEUE,
+        wrapped.to_bytes(),
+        delay=publication.delay,
+        dedupe_id=publication.dedupe_id,
+        behind=publication.behind,
     )
 
 

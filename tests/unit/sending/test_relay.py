@@ -210,6 +210,18 @@ async def test_behind_a_refused_row_nothing_of_its_transaction_is_published(shop
     assert shop.broker.seen == ["a1", "b1", "b2", "a2", "a3"]
 
 
+async def test_a_delayed_topic_send_keeps_behind_a_refused_row_too(shop: Shop) -> None:
+    shop.broker.caps = dataclasses.replace(shop.broker.caps, unbroken=True, delays_topics=False)
+    shop.rows.commit("A", "a1", "a2", "a3")
+    first, second, _ = shop.rows.rows.values()
+    second.publication = replace(second.publication, delay=5.0)
+    shop.broker.fail["a1"] = [TooLarge("too large")]
+    assert await shop.relay.relay_due() == 0
+    assert shop.broker.seen == []
+    assert first.error
+    assert shop.rows.parked == {"A"}
+
+
 async def test_a_batch_that_may_be_there_in_part_is_published_again_from_its_first_row(shop: Shop) -> None:
     shop.broker.caps = dataclasses.replace(shop.broker.caps, unbroken=True)
     shop.rows.commit("A", "a1", "a2", "a3")
