@@ -6,7 +6,8 @@ the next one starts at once, as under a supervisor. The world runs until nothing
 
 A plan says what goes wrong: where the first, second, … process dies; which calls to the engines fail, counted over all
 processes or by their name (`settle:2`); where a process stalls, and for how long. A call `fails`: it does not happen;
-it `loses` its reply: it happens, and raises all the same; `first fails`: of a published batch only the first does.
+it `loses` its reply: it happens, and raises all the same; `first fails`: of a published batch only the first does, and
+what is `behind` it where the engine is `unbroken`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Plan:
     calls: Mapping[int | str, str] = field(default_factory=dict)
     stalls: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the first process to get to a point stands still there."""
+    unbroken: bool = True
+    """Whether an engine that is `unbroken` says so, and is."""
     workers: int = 1
     stranger: bool = False
     """Whether another service uses the same storage, and knows none of our work."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from easybus.clock import Timer, sleep
-from easybus.engines.contract import Delivery, Move, Publication, Settlement
+from easybus.engines.contract import Delivery, Move, Publication, Settlement, held_up
 from easybus.errors import TooLarge, Unavailable
 from easybus.testing.virtual import VirtualClock
 
@@ -57,10 +57,10 @@ class WiredDriver(Wire):
 
     @property
     def caps(self) -> Any:
-        kind = self.process.world.kind
+        kind, caps = self.process.world.kind, self.target.caps
         if kind in ("copying", "unfenced"):
-            return dataclasses.replace(self.target.caps, atomic_move=False, fenced=kind == "copying")
-        return self.target.caps
+            caps = dataclasses.replace(caps, atomic_move=False, fenced=kind == "copying")
+        return caps if self.process.world.plan.unbroken else dataclasses.replace(caps, unbroken=False)
 
     def _refused(self, item: Any) -> TooLarge | None:
         most = self.process.world.scenario.largest
@@ -71,13 +71,18 @@ class WiredDriver(Wire):
         return await self.process.fetching("fetch", lambda w: self.target.fetch(queue, limit, w, lease), wait)
 
     async def publish(self, batch: Sequence[Publication]) -> list[int | Exception | None]:
-        taken = [item for item in batch if self._refused(item) is None]
-
         async def target() -> list[int | Exception | None]:
-            if self.process.last_fault != "first fails":
-                results = iter(await self.target.publish(taken))
-                return [self._refused(item) or next(results) for item in batch]
-            return [Unavailable("the first of the batch fails"), *await self.target.publish(batch[1:])]
+            failures: list[Exception | None] = []
+            for at, item in enumerate(batch):
+                failure: Exception | None = self._refused(item)
+                if at == 0 and self.process.last_fault == "first fails":
+                    failure = Unavailable("the first of the batch fails")
+                elif at and self.caps.unbroken and held_up(item, failures[-1]):
+                    failure = failures[-1]
+                failures.append(failure)
+            taken = [item for item, failure in zip(batch, failures, strict=True) if failure is None]
+            results = iter(await self.target.publish(taken))
+            return [failure or next(results) for failure in failures]
 
         return await self.process.call("publish", target)
 

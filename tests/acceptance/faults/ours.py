@@ -287,7 +287,7 @@ def relay_deletes_first(patch: Patch) -> None:
 
 @fault(
     "a transaction's rows go in one batch: the second is there when the first is not",
-    lambda: Outbox(asks=True), Plan(calls={"publish:1": "first fails"}, tidy=True), "sqlite",
+    lambda: Outbox(asks=True), Plan(calls={"publish:1": "first fails"}, unbroken=False, tidy=True), "sqlite",
 )  # fmt: skip
 def rows_in_one_batch(patch: Patch) -> None:
     async def claim(original: Any, self: Relay, limit: int) -> Any:
@@ -295,3 +295,14 @@ def rows_in_one_batch(patch: Patch) -> None:
         return [type(each)(deque([row]), each.until) for each in taken for row in each.rows]
 
     wrap(patch, Relay, "_claim", claim)
+
+
+@fault(
+    "a transaction's rows go in one batch, none behind the one before: the second is there when the first is not",
+    lambda: Outbox(asks=True), Plan(calls={"publish:1": "first fails"}, tidy=True), "sqlite",
+)  # fmt: skip
+def rows_not_behind(patch: Patch) -> None:
+    async def publish(original: Any, self: Publisher, batch: Any) -> Any:
+        return await original(self, [msgspec.structs.replace(item, behind=False) for item in batch])
+
+    wrap(patch, Publisher, "publish_unbroken", publish)
