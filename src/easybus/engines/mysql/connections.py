@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -33,7 +34,6 @@ _TRIES = 6
 _CLOSING = 2.0
 _FOUND_ROWS = 2
 """A flag of the protocol: an UPDATE counts the rows that it finds, not only those that it changes."""
-_IDLE = 28_800
 _STRICT = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION"
 
 _SETTINGS = "SET SESSION innodb_lock_wait_timeout = %s, SESSION wait_timeout = %s, SESSION autocommit = 1"
@@ -238,8 +238,10 @@ async def _settle(link: Link, location: Location, plain: bool) -> None:
         return
     patience = max(1, int(location.timeout / 3))
     await link.connection.query(f"SET SESSION sql_mode = '{_STRICT}'")  # before any literal is written
-    await link.run((_SETTINGS, patience, _IDLE), (_ISOLATION,))
-    link.idle = _IDLE
+    # No call takes longer: a transaction of ours that does nothing for so long is of a process that stands still, and
+    # what it has locked would be passed over by all others.
+    link.idle = max(1, math.ceil(location.timeout))
+    await link.run((_SETTINGS, patience, link.idle), (_ISOLATION,))
 
 
 async def hang_up_after(link: Link, seconds: float) -> None:

@@ -39,6 +39,7 @@ _PLANS = (  # every statement of ours looks up by an index, and is planned so wh
     "('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'), ('enable_sort', 'off'), "
     "('enable_material', 'off'), ('jit', 'off'), ('plan_cache_mode', 'force_generic_plan')) AS wanted(name, value)"
 )
+_IDLE = "SET idle_in_transaction_session_timeout = {}"
 
 
 class Connections:
@@ -195,7 +196,8 @@ async def connect(
         cut = Cut(connection, location.timeout)
         try:
             if not plain:
-                await connection.execute(_PLANS)
+                # No call takes longer: a transaction that does is of a process that stands still, with its locks.
+                await connection.execute(f"{_PLANS};{_IDLE.format(int(location.timeout * 1000))}")
         except BaseException:
             connection.terminate()
             raise

@@ -12,6 +12,7 @@ from tests.servers.outages import ServerOutages
 from easybus import Unavailable
 from easybus.engines.contract import Ack, DeclareQueue, Publication
 from easybus.engines.mysql.engine import MysqlEngine
+from easybus.engines.mysql.link import BEGIN
 from easybus.engines.mysql.names import TABLES
 
 from .conftest import Opener
@@ -77,3 +78,13 @@ class TestOutages(ServerOutages):
     @pytest.fixture
     def url(self, server: MariadbServer) -> str:
         return f"{server.prefix()}&timeout=1"
+
+
+async def test_what_a_process_that_stands_still_has_locked_is_free_after_the_timeout(opened: Opener, url: str) -> None:
+    still, other = await opened(f"{url}&timeout=1"), await opened()
+    await still.driver.declare([DeclareQueue("jobs")])
+    await publish(still, b"locked")
+    link = await still._session.connections.borrow(1.0)
+    await link.run(BEGIN, ("SELECT id FROM {message} FOR UPDATE",))  # and then it does no more
+    assert await receive(other) == b"locked"
+    still._session.connections.give_back(link)

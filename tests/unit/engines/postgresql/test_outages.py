@@ -131,3 +131,14 @@ class TestOutages(ServerOutages):
     @pytest.fixture
     def url(self, server: PostgresqlServer) -> str:
         return f"{server.schema()}&timeout=1"
+
+
+async def test_what_a_process_that_stands_still_has_locked_is_free_after_the_timeout(opened: Opener, url: str) -> None:
+    still, other = await opened(f"{url}&timeout=1"), await opened()
+    await still.driver.declare([DeclareQueue("jobs")])
+    await publish(still, b"locked")
+    connection = await still._session.connections.borrow(1.0)
+    await connection.execute("BEGIN")
+    await connection.execute(still._session.names("SELECT id FROM {message} FOR UPDATE"))  # and then it does no more
+    assert await receive(other) == b"locked"
+    still._session.connections.give_back(connection)
