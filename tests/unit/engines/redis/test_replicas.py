@@ -1,6 +1,7 @@
 """`replicas=`: what is confirmed is at so many replicas; where they are away nothing is confirmed."""
 
-import asyncio
+import re
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from easybus.testing.driver_base import publish, receive, to_queue, topology
 
 @pytest.fixture
 def master() -> Iterator[RedisServer]:
-    master = RedisServer()
+    master = RedisServer("--repl-diskless-sync-delay", "0")
     try:
         master.start()
         yield master
@@ -29,9 +30,19 @@ def replica(master: RedisServer) -> Iterator[RedisServer]:
     replica = RedisServer("--replicaof", f"127.0.0.1 {master.port}")
     try:
         replica.start()
+        deadline = time.monotonic() + 30.0
+        while not _follows(master):
+            assert time.monotonic() < deadline, master.talk("INFO", "replication")
+            time.sleep(0.02)
         yield replica
     finally:
         replica.remove()
+
+
+def _follows(master: RedisServer) -> bool:
+    """Whether its replica is online and has confirmed something: it may be online, and still be loading a snapshot."""
+    master.ask("PUBLISH", "nobody", "")  # goes to replicas, and leaves no key
+    return re.search(r"state=online,offset=[1-9]", master.talk("INFO", "replication")) is not None
 
 
 @pytest.fixture
@@ -40,12 +51,11 @@ async def waiting(master: RedisServer, replica: RedisServer) -> AsyncIterator[Re
     engine = create(master.url(timeout="1", replicas="1"), SystemClock())
     assert isinstance(engine, RedisEngine)
     await engine.open()
-    async with asyncio.timeout(20):
-        while not await engine.link().command("WAIT", 1, 100):
-            pass
-    await topology(engine.driver, ["jobs"])
-    yield engine
-    await engine.close()
+    try:
+        await topology(engine.driver, ["jobs"])
+        yield engine
+    finally:
+        await engine.close()
 
 
 async def test_what_is_confirmed_is_at_a_replica(waiting: RedisEngine, replica: RedisServer) -> None:
