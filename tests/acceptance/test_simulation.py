@@ -5,6 +5,7 @@ In simulation (see `simulation`): what real processes do is in `test_sigkill`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterable
@@ -55,7 +56,11 @@ SQLITE: dict[str, Callable[[], Scenario]] = {"outbox": lambda: Outbox(asks=True)
 
 scenarios = pytest.mark.parametrize("name", SCENARIOS)
 engines = pytest.mark.parametrize("engine", ENGINES)
-databases = pytest.mark.parametrize("name", SQLITE)
+databases = pytest.mark.parametrize(
+    ("name", "unbroken"),
+    [*((name, True) for name in SQLITE), ("outbox", False)],
+    ids=[*SQLITE, "outbox, row by row"],
+)
 
 
 async def judged(scenario: Scenario, plan: Plan, engine: str, folder: Path | None = None) -> Verdict:
@@ -115,13 +120,15 @@ async def test_a_process_that_stalls_past_its_leases_loses_nothing(name: str, en
 
 @databases
 @pytest.mark.timeout(240)
-async def test_every_death_and_every_pair_of_deaths_keeps_a_databases_promise(name: str, tmp_path: Path) -> None:
+async def test_every_death_and_every_pair_of_deaths_keeps_a_databases_promise(
+    name: str, unbroken: bool, tmp_path: Path
+) -> None:
     make = SQLITE[name]
     fresh = (tmp_path / f"{number}" for number in itertools.count())
 
     async def one(plan: Plan) -> Verdict:
         (folder := next(fresh)).mkdir()
-        return await judged(make(), plan, "sqlite", folder)
+        return await judged(make(), dataclasses.replace(plan, unbroken=unbroken), "sqlite", folder)
 
     smooth = await one(Plan())
     for first in dict.fromkeys(smooth.reached):
@@ -133,13 +140,15 @@ async def test_every_death_and_every_pair_of_deaths_keeps_a_databases_promise(na
 
 @databases
 @pytest.mark.timeout(240)
-async def test_every_call_that_fails_and_every_lost_reply_keeps_a_databases_promise(name: str, tmp_path: Path) -> None:
+async def test_every_call_that_fails_and_every_lost_reply_keeps_a_databases_promise(
+    name: str, unbroken: bool, tmp_path: Path
+) -> None:
     make = SQLITE[name]
     fresh = (tmp_path / f"{number}" for number in itertools.count())
 
     async def one(plan: Plan) -> Verdict:
         (folder := next(fresh)).mkdir()
-        return await judged(make(), plan, "sqlite", folder)
+        return await judged(make(), dataclasses.replace(plan, unbroken=unbroken), "sqlite", folder)
 
     total = (await one(Plan())).calls.total()
     for at, fault in itertools.product(range(1, total + 1), ("fails", "loses")):
