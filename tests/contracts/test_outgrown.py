@@ -60,7 +60,9 @@ class Outgrown:
             await bus.send(jobs, message)
             await jobs.send(b"small")
             async with asyncio.timeout(30.0):
-                while not await self.kept(bus, message) or 1 not in attempts:
+                while not await self.kept(bus, message):
+                    await asyncio.sleep(0.05)
+                while 1 not in attempts:
                     await asyncio.sleep(0.05)
                 while any(await self.left(bus)):
                     await asyncio.sleep(0.05)

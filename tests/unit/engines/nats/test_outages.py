@@ -61,8 +61,8 @@ async def test_restarts_in_the_middle_lose_nothing(own_server: NatsServer, opene
         while len(got) < len(sent):
             try:
                 batch = await receiving.fetch("emails", 20, 1.0, 2.0)
-                settled = await receiving.settle("emails", [Ack(one) for one in batch])
-                got.update(one.body for one, how in zip(batch, settled, strict=True) if how is Settled.DONE)
+                got.update(one.body for one in batch)
+                await receiving.settle("emails", [Ack(one) for one in batch])  # UNKNOWN where the server went meanwhile
             except EasybusError:
                 await asyncio.sleep(0.05)
 
