@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,14 +85,16 @@ class Storm:
         self.found.recoveries.append(again - self._cluster.hurt_at)
         self._cluster.heal()
 
-    def end(self) -> Found:
-        """Send no more, let all be handled, and count."""
+    def end(self, done: Callable[[], Sequence[str]] | None = None) -> Found:
+        """Send no more, let all be handled, and count. `done`: what is, if the handlers' ledger does not tell: what it
+        names may still be undone with its transaction."""
         (self._folder / "stop").touch()
         for process in self._senders:
             assert process.wait(_DRAIN) == 0, self.errors()
         confirmed = set(self._lines("confirmed"))
         deadline = time.monotonic() + _DRAIN
-        while (lost := confirmed - set(handled := self._handled())) and time.monotonic() < deadline:
+        handled_now = self._handled if done is None else lambda: Counter(done())
+        while (lost := confirmed - set(handled := handled_now())) and time.monotonic() < deadline:
             time.sleep(0.2)
         for process in self._handlers:
             process.send_signal(signal.SIGTERM)

@@ -116,6 +116,7 @@ async def test_a_letter_that_its_storage_refuses_whole_is_kept_without_its_detai
     assert "kept without its details: a letter of that size" in caplog.text
 
 
+@pytest.mark.timeout(300)  # hours of virtual time: a minute on asyncio's debug loop
 async def test_a_message_that_nothing_keeps_as_a_dead_letter_stays_is_said_once_and_tried_later_each_time(
     room: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
