@@ -1,7 +1,8 @@
 """A connection whose transactions begin and end with statements of ours, in the round trips of BEGIN and COMMIT.
 
 The library begins and ends them by `execute("BEGIN;")` and `execute("COMMIT;")`; what is to go along is put before or
-behind those words. Should a version of it do otherwise, that shows at BEGIN, and all statements go by themselves.
+behind those words. Should a version of it begin otherwise, that shows at once, and all statements go by themselves;
+should it commit otherwise, the last statement is run behind that commit, and by itself from then on.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ NO_ROW = "easybus: rows of ours:"
 class Guest(_connection):
     """An `asyncpg.Connection` that handlers are given."""
 
+    _along = True
+    """Whether statements of ours go along with BEGIN and COMMIT."""
+
     def __init__(self, *given: Any, **named: Any) -> None:
         _connection.__init__(self, *given, **named)
         self._first = self._last = ""
         self._prepared: dict[str, str] = {}
-        self._along = True
         self.prepares = True
         """Whether statements may be kept on the server: not behind a pooler, where it changes."""
 
@@ -37,7 +40,7 @@ class Guest(_connection):
         self._first = statement
         await transaction.start()
         if self._first:
-            self._along = False
+            Guest._along = False
             await _execute(self, self._first)
             self._first = ""
 
@@ -69,6 +72,17 @@ class Guest(_connection):
             query, self._last = f"{self._last};{query}", ""
         done: str = await _execute(self, query, *args, timeout=timeout)
         return done
+
+    @property
+    def owes(self) -> bool:
+        """Whether the transaction was committed without its last statement."""
+        return bool(self._last)
+
+    async def pay(self) -> None:
+        """Run that statement now."""
+        Guest._along = False
+        last, self._last = self._last, ""
+        await _execute(self, last)
 
     def forget(self) -> None:
         """The transaction is over, in whichever way."""

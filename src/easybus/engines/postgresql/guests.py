@@ -62,6 +62,8 @@ async def transaction(session: Session, lease: float) -> AsyncGenerator[Any]:
             raise
         # What the server surely did not commit is the handler's own failure; anything else leaves it unknown.
         await step(inner.commit, definite=_not_committed)
+        if connection.owes:
+            await step(connection.pay, definite=lambda _: False)
     finally:
         if not connection.is_closed() and connection.is_in_transaction():  # cancelled, or cut off, half way
             connection.terminate()

@@ -13,8 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from easybus import Bus, NotSupported
+from easybus import Bus, NotSupported, Outgoing
 from easybus.engines.contract import QueueStats
+from easybus.engines.postgresql.guest import Guest
 from easybus.receiving.retry import fixed
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -62,6 +63,35 @@ async def test_a_handlers_work_is_committed_with_its_message(url: str, ledger: A
         await until(ledger, list(range(50)))
     async with bus:
         assert (await bus.driver.stats("payments")).in_flight == 0
+
+
+async def test_a_client_library_that_commits_in_other_words_leaves_no_message_unmarked(
+    url: str, ledger: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = Guest.execute
+
+    async def otherwise(self: Guest, query: str, *args: Any, timeout: float | None = None) -> str:
+        return await execute(self, "COMMIT WORK;" if query == "COMMIT;" else query, *args, timeout=timeout)
+
+    monkeypatch.setattr(Guest, "_along", True)  # to be as it was afterwards
+    monkeypatch.setattr(Guest, "execute", otherwise)
+    bus = Bus(url)
+    queue = pay(bus)
+    async with bus.handling():
+        for amounts_then, amount in (([1], 1), ([1, 2], 2)):
+            await queue.send(amount, id=str(amount))
+            await until(ledger, amounts_then)
+        assert not Guest._along
+        await queue.send_many([Outgoing(1, id="1"), Outgoing(2, id="2"), Outgoing(3, id="3")])  # two are known
+        await until(ledger, [1, 2, 3])
+        while any(await counts(bus)):
+            await asyncio.sleep(0.02)
+    assert await amounts(ledger) == [1, 2, 3]
+
+
+async def counts(bus: Bus) -> list[int | None]:
+    stats = await bus.driver.stats("payments")
+    return [stats.ready, stats.in_flight]
 
 
 async def test_a_handler_that_raises_leaves_nothing_of_its_work(url: str, ledger: Any) -> None:
