@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_library",
     "check_open",
+    "ended",
     "find",
     "opener",
 ]
@@ -156,6 +157,14 @@ def find(obj: object) -> CallerTransaction:
     supported = ", ".join(name for _, name in LIBRARIES.values())
     kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
     raise ConfigurationError(f"within= takes a connection ({supported}), not a {kind}")
+
+
+def ended(calls: str) -> ConfigurationError:
+    """The error for a transaction of the bus's that its handler has ended, by one of these calls."""
+    return ConfigurationError(
+        "the transaction was ended inside the handler, so its work is not of one piece with its message: leave out "
+        f"{calls}; the bus commits when the handler returns"
+    )
 
 
 def check_open(tx: CallerTransaction) -> None:

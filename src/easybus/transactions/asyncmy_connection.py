@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 from asyncmy import errors
 from asyncmy.cursors import Cursor
 
-from ..errors import ConfigurationError, Unavailable
+from ..errors import Unavailable
+from . import ended
 from .mysql_errors import ELSEWHERE, refuses_commit, taken_over
 
 _library: Any = errors
@@ -73,10 +74,7 @@ class AsyncmyTransaction:
 
     async def complete(self, statement: str, params: Sequence[Any]) -> int:
         if self.closed or not self._begun:
-            raise ConfigurationError(
-                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
-                "out commit() and rollback(); the bus commits when the handler returns"
-            )
+            raise ended("commit() and rollback()")
         try:
             return await self.execute(statement, params)
         except _library.MySQLError as error:

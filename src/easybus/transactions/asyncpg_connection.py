@@ -8,7 +8,8 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 
-from ..errors import ConfigurationError, Unavailable
+from ..errors import Unavailable
+from . import ended
 from .sqlstates import refuses_commit, taken_over
 
 _SAVEPOINT = 'SAVEPOINT "easybus identity"'
@@ -80,10 +81,7 @@ class AsyncpgTransaction:
 
     async def complete(self, statement: str, params: Sequence[Any]) -> int:
         if self.closed or not self.in_transaction:
-            raise ConfigurationError(
-                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
-                "out COMMIT and ROLLBACK; the bus commits when the handler returns"
-            )
+            raise ended("COMMIT and ROLLBACK")
         own = getattr(self._connection, "complete", None)  # one of the bus's own, that can do it within its COMMIT
         if own is not None:
             return await own(statement, params)

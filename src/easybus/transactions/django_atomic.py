@@ -14,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, atomic
 
 from ..errors import ConfigurationError, Unavailable
+from . import ended
 from .django_connection import DjangoTransaction, cause, code
 from .sqlite_lock import WRITE_LOCK
 from .sqlstates import refuses_commit, taken_over
@@ -99,10 +100,7 @@ class DjangoHandlerTransaction(DjangoTransaction):
     def _check_whole(self) -> None:
         """Raises `ConfigurationError`: leaving the block would not commit all that the handler did."""
         if not self._connection.in_atomic_block or self._connection.closed_in_transaction:
-            raise ConfigurationError(
-                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
-                "out connection.close(), commit() and rollback(); the bus commits when the handler returns"
-            )
+            raise ended("connection.close(), commit() and rollback()")
 
     def _live_on(self) -> None:
         """The connection may outlive the transaction, and is as idle as it likes again."""

@@ -10,7 +10,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from ..errors import ConfigurationError, Unavailable
+from ..errors import Unavailable
+from . import ended
 from .psycopg_placeholders import pyformat
 from .sqlstates import elsewhere, refuses_commit, taken_over
 
@@ -47,10 +48,7 @@ class _Connection:
 
     def _check_begun(self) -> None:
         if self._connection.info.transaction_status == TransactionStatus.IDLE:
-            raise ConfigurationError(
-                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
-                "out connection.commit() and rollback(); the bus commits when the handler returns"
-            )
+            raise ended("connection.commit() and rollback()")
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:
         return False  # the library tells nobody

@@ -10,7 +10,8 @@ import pymysql
 from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor
 
-from ..errors import ConfigurationError, Unavailable
+from ..errors import Unavailable
+from . import ended
 from .mysql_errors import ELSEWHERE, refuses_commit, taken_over
 
 _identities: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
@@ -72,10 +73,7 @@ class PymysqlTransaction:
 
     def complete(self, statement: str, params: Sequence[Any]) -> int:
         if self.closed or not self._begun:
-            raise ConfigurationError(
-                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
-                "out commit() and rollback(); the bus commits when the handler returns"
-            )
+            raise ended("commit() and rollback()")
         try:
             return self.execute(statement, params)
         except pymysql.MySQLError as error:

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError, Unavailable
-from . import mysql_errors, sqlstates
+from . import ended, mysql_errors, sqlstates
 from .psycopg_placeholders import pyformat
 from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
 
@@ -119,10 +119,7 @@ class SqlalchemyTransaction:
 
     def complete(self, statement: str, params: Sequence[Any]) -> int:
         if self._begun is None or self._given.get_transaction() is not self._begun:
-            raise ConfigurationError(
-                "the transaction was ended inside the handler, so its work is not of one piece with its message: leave "
-                "out session.commit(), rollback(), close(); the bus commits when the handler returns"
-            )
+            raise ended("session.commit(), rollback(), close()")
         if isinstance(self._given, Session):
             self._given.flush()
         try:
