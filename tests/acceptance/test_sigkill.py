@@ -187,10 +187,8 @@ def prepared(folder: Path, place: Place, scenario: str, where: str) -> Life:
     return life
 
 
-async def all_killed(
-    folder: Path, place: Place, table: Kills, turns: tuple[int, ...], *, in_turn: bool = False
-) -> None:
-    """`in_turn`: at each point one of `turns`, and the next at the next."""
+async def all_killed(folder: Path, place: Place, table: Kills, turns: tuple[int, ...], *, in_turn: bool = False) -> str:
+    """What is wrong, or nothing. `in_turn`: at each point one of `turns`, and the next at the next."""
     one_less = asyncio.Semaphore(AT_ONCE)
 
     async def judged(scenario: str, where: str, point: str, after: int) -> str:
@@ -203,7 +201,7 @@ async def all_killed(
     wrong = await asyncio.gather(
         *(judged(*one, after) for one in points_of for after in ((next(cycle),) if in_turn else turns))
     )
-    assert not any(wrong), "\n\n".join(filter(None, wrong))
+    return "\n\n".join(filter(None, wrong))
 
 
 @pytest.mark.alone
@@ -213,7 +211,7 @@ async def test_a_process_killed_at_any_point_loses_nothing_and_doubles_nothing(
     tmp_path: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:
     table = kills(engine, SHORT, SHORT_DATABASE)
-    await all_killed(tmp_path, ENGINES[engine](request), table, turns=(0, 3), in_turn=engine != "sqlite")
+    assert not await all_killed(tmp_path, ENGINES[engine](request), table, turns=(0, 3), in_turn=engine != "sqlite")
 
 
 @pytest.mark.long
@@ -222,7 +220,9 @@ async def test_a_process_killed_at_any_point_loses_nothing_and_doubles_nothing(
 async def test_a_process_killed_anywhere_in_any_scenario_loses_nothing_and_doubles_nothing(
     tmp_path: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:
-    await all_killed(tmp_path, ENGINES[engine](request), kills(engine, LONG, LONG_DATABASE), turns=(0, 1, 2, 5, 9))
+    assert not await all_killed(
+        tmp_path, ENGINES[engine](request), kills(engine, LONG, LONG_DATABASE), turns=(0, 1, 2, 5, 9)
+    )
 
 
 @pytest.mark.alone

@@ -59,7 +59,7 @@ servers = pytest.mark.parametrize("engine", SERVERS)
 async def test_a_process_killed_in_any_transaction_loses_nothing_and_doubles_nothing(
     tmp_path: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:
-    await all_killed(tmp_path, SERVERS[engine](request), SHORT, turns=(0, 3))
+    assert not await all_killed(tmp_path, SERVERS[engine](request), SHORT, turns=(0, 3))
 
 
 @pytest.mark.server
@@ -69,7 +69,7 @@ async def test_a_process_killed_in_any_transaction_loses_nothing_and_doubles_not
 async def test_a_process_killed_anywhere_in_any_transaction_loses_nothing_and_doubles_nothing(
     tmp_path: Path, engine: str, request: pytest.FixtureRequest
 ) -> None:
-    await all_killed(tmp_path, SERVERS[engine](request), LONG, turns=(0, 1, 2, 5, 9))
+    assert not await all_killed(tmp_path, SERVERS[engine](request), LONG, turns=(0, 1, 2, 5, 9))
 
 
 def test_a_process_is_killed_at_every_point_of_a_transaction() -> None:

@@ -101,7 +101,8 @@ def test_postgresql_with_a_synchronous_standby_loses_nothing_and_doubles_nothing
 def test_redis_with_replicas_waited_for_loses_nothing(
     redis_sentinels: RedisSentinels, begin: Begin, blows: tuple[str, ...]
 ) -> None:
-    weathered(begin(redis_sentinels, redis_sentinels.url(replicas=1)), blows)
+    found = weathered(begin(redis_sentinels, redis_sentinels.url(replicas=1)), blows)
+    assert not found.lost, found
 
 
 def twenty_at_once(storm: Storm, folder: Path) -> None:
