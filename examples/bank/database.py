@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator
@@ -17,7 +18,7 @@ TABLES = (
 )
 
 
-class Database:
+class Database(abc.ABC):
     """Statements are written with `?` for a value."""
 
     Connection: type[Any]
@@ -28,21 +29,21 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
 
+    @abc.abstractmethod
     async def connect(self) -> Any:
         """A connection of one's own."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def close(self, db: Any) -> None:
         """Disconnect, whatever state it is in."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def execute(self, db: Any, statement: str, *values: int | str) -> None:
         """Run one statement."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def fetch(self, db: Any, statement: str, *values: int | str) -> list[tuple[Any, ...]]:
         """The rows that it gives."""
-        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def transaction(self, db: Any) -> AsyncGenerator[None]:
