@@ -2,8 +2,9 @@
 
     start → running ─ exits on its own ─→ waiting (1, 2, 4 … 30 s; 1 again after a minute of life) → start
                     └ a file changed ───→ stopping: SIGTERM, waited for → start, at once
-    SIGTERM or SIGINT to the supervisor: passed on to every child, none is started any more, all are waited for;
-    a second one is passed on too: what a child makes of that is its own affair.
+    SIGTERM or SIGINT to the supervisor: every child gets SIGTERM, none is started any more, all are waited for; for a
+    second one they get a second: what a child makes of that is its own affair. Never SIGINT, which would be an error's
+    traceback and exit code in a child that has not come to its own handling of signals yet.
 
 Each child is a session of its own, so that a Ctrl-C reaches it once, by the supervisor. Its standard input is a pipe;
 when the supervisor is killed the pipe ends, and `stop_with_parent` in the child stops it.
@@ -26,7 +27,7 @@ from .output import note
 
 FIRST_PAUSE, LONGEST_PAUSE, LIVED = 1.0, 30.0, 60.0
 _LOOK_EVERY = 0.1
-_STOPPED = {0, -signal.SIGTERM, -signal.SIGINT}
+_STOPPED = {0, -signal.SIGTERM}
 
 
 class _Child:
@@ -70,15 +71,15 @@ class _Child:
         self.process = None
         return code
 
-    def send(self, number: int) -> None:
+    def terminate(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
+            self.process.terminate()
             self._told = True
 
     def stop(self) -> None:
         """Ask it to stop, unless it was asked: a second signal would mean more than the first."""
         if not self._told:
-            self.send(signal.SIGTERM)
+            self.terminate()
 
 
 class Supervisor:
@@ -124,10 +125,10 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        del frame
+        del number, frame
         self._stopping.set()
         for child in self._children:
-            child.send(number)
+            child.terminate()
 
     def _restart(self) -> None:
         self._tell("the code has changed: the workers start anew")

@@ -137,6 +137,16 @@ def test_a_worker_that_dies_is_started_again_and_all_stop_together(app: Shell) -
     assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
 
 
+def test_a_worker_that_has_not_come_to_its_own_handling_of_signals_stops_well_too(app: Shell) -> None:
+    slow = "import time; open('begun', 'w').close(); time.sleep(60)\n"
+    (app.folder / "shop.py").write_text(slow + APP)
+    with running(app, "--workers", "1", "--reload") as process:  # with it the supervisor does not load the code
+        until((app.folder / "begun").exists, "the worker loads its code")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in err) == (0, False), err
+
+
 def test_workers_stop_when_their_supervisor_is_killed(app: Shell) -> None:
     with running(app, "--workers", "1", "--reload") as process:
         until(lambda: len(children(process)) == 1, "a worker")
