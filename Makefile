@@ -23,7 +23,7 @@ OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME
   $$p -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && { \
   [ $$p = $(PYTHON) ] || echo $$v:$$p; break; }; done; done)
 
-.PHONY: demo bank test servers test-main test-alone test-others test-long bench lint types docs clean
+.PHONY: demo bank test servers test-main test-kills test-alone test-others test-long bench lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: $(if $(filter-out sqlite,$(ENGINE)),.venv/.test servers,.venv/.demo)
@@ -32,13 +32,17 @@ demo: $(if $(filter-out sqlite,$(ENGINE)),.venv/.test servers,.venv/.demo)
 bank: .venv/.test servers
 	$(RUN) -m examples.bank $(if $(TRANSFERS),--transfers $(TRANSFERS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(SEED),--seed $(SEED))
 
-test: test-main test-alone test-others
+test: test-main test-kills test-alone test-others
 
 test-main: .venv/.test servers
-	$(PYTEST) $(MANY) -m "not alone and not long" $(ARGS)
+	$(PYTEST) $(MANY) -m "not kills and not alone and not long" $(ARGS)
 
-# One at a time: these kill processes and measure time, so nothing else may want the machine.
-test-alone: .venv/.test test-main
+# Few at once: these start processes and kill them, and then mostly wait for what the dead had claimed.
+test-kills: .venv/.test test-main
+	$(PYTEST) -n 3 --dist worksteal -m "kills and not long" $(ARGS)
+
+# One at a time: these measure time, so nothing else may want the machine.
+test-alone: .venv/.test test-kills
 	$(PYTEST) -m "alone and not long" $(ARGS)
 
 test-others: test-alone
@@ -97,7 +101,8 @@ clean:
 .PHONY: .other
 .other: .venv-$(V)/.test
 	@echo "--- Python $(V)"
-	.venv-$(V)/bin/python -m pytest $(MANY) -m "not alone and not long and not server" tests/unit tests/contracts
+	.venv-$(V)/bin/python -m pytest $(MANY) -m "not kills and not alone and not long and not server" \
+	  tests/unit tests/contracts --ignore tests/unit/sending/test_faults.py  # thousands of runs of the same few lines
 
 .venv-$(V)/.test: pyproject.toml
 	$(P) -m venv --clear .venv-$(V)

@@ -18,7 +18,7 @@ from tests.servers import missing
 from easybus import Bus
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(240)]
 
 
 def bank(engine: str, *arguments: object, timeout: float | None) -> str:

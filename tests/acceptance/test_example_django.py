@@ -88,7 +88,7 @@ def test_the_django_shops_own_tests_pass(shop: Shop) -> None:
     assert "Found 4 test(s)" in shop("test", "--noinput")  # exit 0: they passed
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 def test_django_orders_have_one_receipt_though_the_worker_is_killed(shop: Shop) -> None:
     shop("migrate", "--verbosity", "0")
     shop.start("runserver", "--noreload", f"127.0.0.1:{shop.port}")

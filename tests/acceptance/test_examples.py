@@ -138,7 +138,7 @@ def test_the_examples_own_tests_pass(name: str, tmp_path: Path) -> None:
     assert "skipped" not in ran.stdout
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.timeout(300)
 def test_fastapi_orders_are_reserved_once_though_the_worker_is_killed(
     example: Callable[..., Example], postgresql_server: PostgresqlServer
@@ -186,7 +186,7 @@ def test_fastapi_orders_are_reserved_once_though_the_worker_is_killed(
     assert "Application shutdown complete." in shop.logged()
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.timeout(300)
 def test_flask_orders_have_one_invoice_though_the_worker_is_killed(
     example: Callable[..., Example], postgresql_server: PostgresqlServer
@@ -234,7 +234,7 @@ def test_flask_orders_have_one_invoice_though_the_worker_is_killed(
     shop.stop(web)
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.timeout(300)
 def test_the_script_charges_once_though_the_worker_is_killed(example: Callable[..., Example], tmp_path: Path) -> None:
     script = example("script")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FLIGHTS = 1500
 KILLS = 6
 Demo = tuple[subprocess.CompletedProcess[str], Path]
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -47,6 +47,7 @@ def number(pattern: str, text: str) -> int:
     return int(found[1].replace(",", ""))
 
 
+@pytest.mark.alone
 def test_every_total_is_equal_though_processes_were_killed(demo: Demo) -> None:
     ran, _ = demo
     assert ran.returncode == 0, ran.stdout
@@ -59,6 +60,7 @@ def test_every_total_is_equal_though_processes_were_killed(demo: Demo) -> None:
     assert ran.stdout.count("killed, started again") == KILLS
 
 
+@pytest.mark.alone
 def test_failures_were_retried_and_spoilt_records_mended_and_replayed(
     demo: Demo,
 ) -> None:
@@ -69,6 +71,7 @@ def test_failures_were_retried_and_spoilt_records_mended_and_replayed(
     assert number(r"dead letters +([\d,]+) mended and replayed", ran.stdout) == letters
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("file", "statement", "wrong"),
     [
@@ -102,6 +105,7 @@ def test_another_engine_is_a_clear_error() -> None:
     assert "Traceback" not in ran.stdout
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"sqlite"}))
 def test_the_messages_may_go_by_any_engine(engine: str) -> None:
     ran = run("examples.flights", "--engine", engine, "--seed", 5, "--flights", 400, "--kills", 3)

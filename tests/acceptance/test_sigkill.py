@@ -204,7 +204,7 @@ async def all_killed(folder: Path, place: Place, table: Kills, turns: tuple[int,
     return "\n\n".join(filter(None, wrong))
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.timeout(600)
 @engines
 async def test_a_process_killed_at_any_point_loses_nothing_and_doubles_nothing(
@@ -225,7 +225,7 @@ async def test_a_process_killed_anywhere_in_any_scenario_loses_nothing_and_doubl
     )
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.timeout(300)
 @engines
 async def test_a_message_that_kills_its_processes_is_a_dead_letter_in_the_end(

@@ -53,7 +53,7 @@ servers = pytest.mark.parametrize("engine", SERVERS)
 
 
 @pytest.mark.server
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.timeout(240)
 @servers
 async def test_a_process_killed_in_any_transaction_loses_nothing_and_doubles_nothing(

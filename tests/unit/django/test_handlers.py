@@ -283,7 +283,7 @@ def worker(place: Place, *words: str) -> list[str]:
     return [sys.executable, str(WORKER), place.url, json.dumps(given), *words]
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_worker_killed_at_any_point_has_one_effect(ledger: Ledger, point: str) -> None:
     @ledger.payments.handler(within=ledger.atomic(), lease=1)

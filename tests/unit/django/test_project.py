@@ -300,7 +300,7 @@ def test_what_fails_is_a_command_error_in_call_command(capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out) == []
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.parametrize("how", [["--workers", "2"], ["--reload"], []])
 def test_run_handles_in_workers_and_with_reload(manage: Manage, how: list[str]) -> None:
     running = manage.start("easybus", "run", *how)

@@ -56,7 +56,7 @@ async def test_twenty_that_open_at_once_make_the_tables_once(url: str, mariadb_s
     assert made == str(len(TABLES))
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 async def test_twenty_processes_that_open_at_once_all_do(url: str) -> None:
     processes = [await child(url, "publish-on-demand", "nothing") for _ in range(20)]
     for process in processes:

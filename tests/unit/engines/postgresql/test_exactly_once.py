@@ -144,7 +144,7 @@ async def test_a_transaction_of_another_kind_is_refused_before_anything_is_handl
             pass
 
 
-@pytest.mark.alone
+@pytest.mark.kills
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_worker_killed_at_any_point_has_one_effect(url: str, ledger: Any, point: str) -> None:
     bus = Bus(url)
