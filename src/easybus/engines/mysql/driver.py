@@ -39,6 +39,7 @@ from .failures import STALE, code
 from .limits import limits
 from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Rows, Step
 from .names import held, micros
+from .picking import parts
 from .session import Session
 from .topology import Snapshot, no_queue, no_topic
 from .waking import until_found
@@ -60,7 +61,7 @@ _FETCH = (  # each row to one fetch only; the index gives the order, so that no 
     "WHERE queue_id = %s AND visible_at <= {now} AND visible_at >= %s "
     "ORDER BY visible_at, id LIMIT %s FOR UPDATE SKIP LOCKED"
 )
-_LEASE = "UPDATE {message} SET visible_at = @easybus_now + %s, attempt = attempt + 1, owner = %s WHERE id IN %s"
+_LEASE = "UPDATE {message} SET visible_at = @easybus_now + %s, attempt = attempt + 1, owner = %s WHERE %s"
 _NEXT_DUE = (  # the queue's id as it is now, and the microseconds until its next row is due
     "SELECT id, (SELECT visible_at - {now} FROM {message} FORCE INDEX (due) WHERE queue_id = queue.id "
     "ORDER BY visible_at, id LIMIT 1) FROM {queue} AS queue WHERE name = %s"
@@ -71,9 +72,8 @@ _EXTEND = f"UPDATE {{message}} SET visible_at = {{now}} + %s {_FENCED}"
 _MOVE = (  # the retry takes the delivery's place in one step
     f"UPDATE {{message}} SET visible_at = {{now}} + %s, body = %s, attempt = 0, owner = 0 {_FENCED}"
 )
-_THESE = "FROM {message} WHERE id IN %s AND (id, attempt, owner) IN %s"
-_HELD = f"SELECT id, owner {_THESE} FOR UPDATE"  # which of these are their owners' still
-_ACK = f"DELETE {_THESE}"
+_HELD = "SELECT id, owner FROM {message} WHERE %s FOR UPDATE"  # which of these are their owners' still
+_ACK = "DELETE FROM {message} WHERE %s"
 _STATS = (
     "SELECT COUNT(CASE WHEN visible_at <= {now} THEN 1 END), COUNT(CASE WHEN visible_at > {now} AND owner <> 0 THEN 1 "
     "END), COUNT(CASE WHEN visible_at > {now} AND owner = 0 THEN 1 END) FROM {message} FORCE INDEX (due) "
@@ -89,8 +89,6 @@ _PURGE = "DELETE FROM {message} WHERE id IN %s"
 _TRIES = 20
 _ROW_SIZE = 64
 """Bytes that a row takes besides its body."""
-_AT_ONCE = 500
-"""Deliveries acked by one statement: longer lists are no longer looked up by the index."""
 
 
 class MysqlDriver:
@@ -168,7 +166,7 @@ class MysqlDriver:
                 found, leased = await self.lock(link, queue, number, limit, lease)
                 if not found:
                     return [], *await self.next_due(link, queue)
-                await link.run(CLOCK, leased, COMMIT)
+                await link.run(CLOCK, *leased, COMMIT)
                 return found, None, number
 
             return await session.connections.run(work, undo=lambda result: self.give_back(queue, result[0]))
@@ -185,8 +183,10 @@ class MysqlDriver:
             raise no_queue(queue)
         return snapshot.queues[queue][0]
 
-    async def lock(self, link: Link, queue: str, number: int, limit: int, lease: float) -> tuple[list[Delivery], Step]:
-        """Begin a transaction, in which up to `limit` due messages are locked; and the step that takes them."""
+    async def lock(
+        self, link: Link, queue: str, number: int, limit: int, lease: float
+    ) -> tuple[list[Delivery], list[Step]]:
+        """Begin a transaction, in which up to `limit` due messages are locked; and the steps that take them."""
         owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
         since = self._fronts.since(number)
         rows = (await link.run(BEGIN, (_FETCH, number, since or 0, limit)))[1].rows
@@ -195,7 +195,7 @@ class MysqlDriver:
             rows = (await link.run((_FETCH, number, 0, limit)))[0].rows
         self._fronts.reached(number, rows[-1][3] if len(rows) == limit else None, since)
         found = [Delivery(queue, row[2], row[1], (row[0], owner)) for row in rows]
-        return found, (_LEASE, micros(lease), owner, [row[0] for row in rows])
+        return found, [(_LEASE, micros(lease), owner, part.where) for part in parts(sorted((row[0],) for row in rows))]
 
     async def next_due(self, link: Link, queue: str) -> tuple[float | None, int]:
         """In how many seconds the queue's next message is due, and the queue's id; ends the transaction.
@@ -367,10 +367,8 @@ async def _settle(link: Link, batch: Sequence[contract.Settlement]) -> list[bool
 def ack_steps(deliveries: Sequence[Delivery]) -> tuple[list[Step], range]:
     """The steps that ack these, and which of them give the (id, owner) of those that they ack."""
     steps: list[Step] = []
-    for begin in range(0, len(deliveries), _AT_ONCE):
-        part = deliveries[begin : begin + _AT_ONCE]
-        these = ([one.receipt[0] for one in part], [fence(one) for one in part])
-        steps += [(_HELD, *these), (_ACK, *these)]
+    for part in parts([fence(one) for one in deliveries], "attempt", "owner"):
+        steps += [(_HELD, part.where), (_ACK, part.where)]
     return steps, range(0, len(steps), 2)
 
 

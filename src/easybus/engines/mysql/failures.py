@@ -48,6 +48,8 @@ AGAIN = (LOCK_WAIT, 1213, 1062, 1020)
 succeed at once."""
 STALE = 1048
 """What the publishing statement is refused with where bindings have changed (see `driver`)."""
+SHORT = 1242
+"""What a transaction is broken off with where not all keys are held that it was to change (see `keys`)."""
 _WIPED = (1146,)
 """No such table: it was there when the engine was opened."""
 

@@ -9,8 +9,8 @@ from typing import Any
 from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .driver import MysqlDriver, ack_steps
-from .keys import MysqlKeys, Tokens, Wishes, complete_held
-from .link import CLOCK, COMMIT, Link
+from .keys import DONE, MysqlKeys, Tokens, Wishes, change_held, ended
+from .link import CLOCK, COMMIT, Link, Step
 from .session import Session
 from .waking import until_found
 
@@ -41,7 +41,7 @@ class MysqlFusedDriver(MysqlDriver):
                     return [], *await self.next_due(link, queue)
                 parsed = [parse(delivery) for delivery in deliveries]
                 wishes = Wishes([claim for claim, _ in parsed if claim is not None], session)
-                claimed = (await link.run(CLOCK, leased, *wishes.steps, COMMIT))[2:-1]
+                claimed = (await link.run(CLOCK, *leased, *wishes.steps, COMMIT))[1 + len(leased) : -1]
                 try:
                     results = iter(await wishes.granted(link, claimed))
                 except BaseException:
@@ -79,16 +79,18 @@ class MysqlFusedDriver(MysqlDriver):
         done: set[str] = set()
         for keep, items in by_keep.items():
             done |= await self._finish(items, keep)
+            self._session.keep = keep
         return Tokens([item.token for item in batch]).answers(done)
 
     async def _finish(self, batch: Sequence[Finish], keep: float) -> set[str]:
         """Complete keys, and in the same transaction ack the deliveries of those that were held."""
-        parts = Tokens([item.token for item in batch]).parts
+        held = Tokens([item.token for item in batch]).parts
+
+        def acks(done: set[str]) -> Sequence[Step]:
+            acked = sorted((item.delivery for item in batch if item.token in done), key=lambda one: one.receipt[0])
+            return ack_steps(acked)[0][1::2]
 
         async def work(link: Link) -> set[str]:
-            done = await complete_held(link, parts, keep)
-            acked = sorted((item.delivery for item in batch if item.token in done), key=lambda one: one.receipt[0])
-            await link.run(*ack_steps(acked)[0][1::2], COMMIT)
-            return done
+            return await change_held(link, held, ended(DONE, keep), acks)
 
-        return await self._session.connections.run(work) if parts else set()
+        return await self._session.connections.run(work) if held else set()

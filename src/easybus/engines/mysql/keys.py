@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
-from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Result, Rows, Step
+from .failures import SHORT, code
+from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Result, Rows, Sql, Step
 from .names import ident, micros, place
+from .picking import Part, parts
 from .session import Session
 
 FREE, CLAIMED, DONE = 0, 1, 2
@@ -30,15 +32,17 @@ _LIVE = (  # whether the key's claim or completion holds now
     "AND lease.secret = key_.secret AND lease.until_at > {now})))"
 )
 _ADD = (  # claimed, where the key is not there; left alone where it is
-    "INSERT INTO {key} (place, digest, secret, replay, until_at, state, starts, again) VALUES %s "
-    "ON DUPLICATE KEY UPDATE id = id"
+    "INSERT INTO {key} (place, digest, secret, until_at, forget_at) VALUES %s ON DUPLICATE KEY UPDATE id = id"
 )
-_ADD_AND_LOOK = (  # the same and `_LOOK` in one, which MariaDB can
-    f"{_ADD} RETURNING place, id, digest, secret, state, (until_at > @easybus_now OR (state = 1 AND EXISTS ("
+_ADD_EACH = _ADD.replace("forget_at)", "forget_at, replay)")
+_AND_LOOK = (  # the same and `_LOOK` in one, which MariaDB can
+    " RETURNING place, id, digest, secret, state, (until_at > @easybus_now OR (state = 1 AND EXISTS ("
     "SELECT 1 FROM {lease} AS lease WHERE lease.key_id = {key}.id AND lease.secret = {key}.secret "
     "AND lease.until_at > @easybus_now))), starts, again, replay"
 )
-_NEW = "(%s, %s, %s, %s, @easybus_now + %s, 1, 1, 0)"
+_ALIKE = "SET @easybus_secret = %s, @easybus_until = @easybus_now + %s, @easybus_forget = %s"  # for all rows
+_NEW = "(%s, %s, @easybus_secret, @easybus_until, @easybus_forget)"
+_NEW_EACH = "(%s, %s, @easybus_secret, @easybus_now + %s, @easybus_forget, %s)"
 _LOOK = (
     f"SELECT place, id, digest, secret, state, {_LIVE}, starts, again, replay FROM {{key}} AS key_ FORCE INDEX (place) "
     "WHERE place IN %s ORDER BY place"
@@ -48,30 +52,33 @@ _TAKE_OVER = (
     "UPDATE {key} SET digest = %s, secret = %s, replay = %s, until_at = {now} + %s, state = 1, starts = %s, again = %s "
     "WHERE id = %s"
 )
-_THESE = "id IN %s AND (id, secret) IN %s AND state = 1"
-_HELD = f"SELECT id, secret FROM {{key}} WHERE {_THESE}"
+_HELD = "SELECT id, secret FROM {key} WHERE state = 1 AND %s"
 _HELD_LOCKED = f"{_HELD} FOR UPDATE"
-_COMPLETE = f"UPDATE {{key}} SET state = 2, starts = 0, until_at = @easybus_now + %s WHERE {_THESE}"
+_ENDED = "UPDATE {key} SET state = %s, starts = 0, until_at = @easybus_now + %s, forget_at = %s WHERE state = 1 AND %s"
 _COMPLETE_ONE = (  # the last statement of a caller's transaction
-    "UPDATE {key} SET state = 2, starts = 0, until_at = {now} + %s WHERE id = %s AND secret = %s AND state = 1"
+    "UPDATE {key} SET state = 2, starts = 0, until_at = {now} + %s, forget_at = (({now} + %s) DIV %s + 1) * %s "
+    "WHERE id = %s AND secret = %s AND state = 1"
 )
-_RELEASE = f"UPDATE {{key}} SET state = 0, starts = 0, until_at = {{now}} + 86400000000 WHERE {_THESE}"  # for a day
 _RENEW = (
     "INSERT INTO {lease} (key_id, secret, until_at) SELECT id, secret, {now} + %s FROM {key} WHERE "
-    f"{_THESE} ON DUPLICATE KEY UPDATE secret = VALUES(secret), until_at = VALUES(until_at)"
+    "state = 1 AND %s ON DUPLICATE KEY UPDATE secret = VALUES(secret), until_at = VALUES(until_at)"
 )
 _LOOKUP = f"SELECT state, {_LIVE} FROM {{key}} AS key_ WHERE place = %s"
 _OVER = (
-    "SELECT id FROM {key} FORCE INDEX (ended) WHERE state IN (0, 2) AND until_at <= {now} LIMIT %s "
-    "FOR UPDATE SKIP LOCKED"
+    "SELECT id FROM {key} FORCE INDEX (ended) WHERE forget_at <= {now} AND state <> 1 AND until_at <= {now} "
+    "ORDER BY forget_at LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 _FORGET = "DELETE FROM {key} WHERE id IN %s"
 _FORGET_LEASES = "DELETE FROM {lease} WHERE key_id IN %s"
 _AT_ONCE = 500
+_COUNT_ANEW: Step = ("SET @easybus_changed = 0",)
+_COUNT: Step = ("SET @easybus_changed = @easybus_changed + ROW_COUNT()",)
+_ALL = "SET @easybus_changed = IF(@easybus_changed = %s, 0, (SELECT 1 UNION SELECT 2))"  # else fails: `SHORT`
+_RELEASED = 86_400.0
+"""Seconds for which a released key is remembered."""
 
-
-Part: TypeAlias = tuple[list[int], list[tuple[int, bytes]]]
-"""Rows, and the same with their secrets: as many as one statement takes."""
+Held: TypeAlias = Part[tuple[int, bytes]]
+"""Rows with their secrets, of one statement."""
 
 
 class MysqlKeys:
@@ -101,7 +108,8 @@ class MysqlKeys:
 
         async def work(link: Link) -> set[str]:
             # Neither waits for the keys' rows, which handlers' transactions may hold.
-            steps = [step for part in these.parts for step in ((_HELD, *part), (_RENEW, micros(lease), *part))]
+            renewed = [((_HELD, part.where), (_RENEW, micros(lease), part.where)) for part in these.parts]
+            steps: list[Step] = [step for pair in renewed for step in pair]
             results = await link.run(BEGIN, *steps, COMMIT)
             return found(row for result in results[1::2] for row in result.rows)
 
@@ -113,22 +121,17 @@ class MysqlKeys:
             by_keep[keep].append(token)
         done: set[str] = set()
         for keep, tokens in by_keep.items():
-            done |= await self._change(_COMPLETE, tokens, micros(keep))
+            done |= await self._change(tokens, ended(DONE, keep))
+            self._session.keep = keep
         return Tokens([token for token, _ in batch]).answers(done)
 
     async def release(self, tokens: Sequence[str]) -> list[bool]:
-        return Tokens(tokens).answers(await self._change(_RELEASE, tokens))
+        return Tokens(tokens).answers(await self._change(tokens, ended(FREE, _RELEASED)))
 
-    async def _change(self, statement: str, tokens: Sequence[str], *given: Any) -> set[str]:
+    async def _change(self, tokens: Sequence[str], change: Step) -> set[str]:
         """Change the keys that are held under these tokens; returns which were."""
-        parts = Tokens(tokens).parts
-
-        async def work(link: Link) -> set[str]:
-            changed = await change_held(link, parts, statement, *given)
-            await link.run(COMMIT)
-            return changed
-
-        return await self._session.connections.run(work) if parts else set()
+        held = Tokens(tokens).parts
+        return await self._session.connections.run(lambda link: change_held(link, held, change)) if held else set()
 
     async def lookup(self, queue: str, id: str) -> str:
         rows = (await self._session.connections.run(lambda link: link.one(_LOOKUP, place(queue, id)))).rows
@@ -138,7 +141,8 @@ class MysqlKeys:
 
     def completion(self, token: str, keep: float) -> tuple[str, tuple[Any, ...]]:
         row, secret = row_of(token)
-        return self._session.names(_COMPLETE_ONE), (micros(keep), row, secret.decode())
+        kept = micros(keep)
+        return self._session.names(_COMPLETE_ONE), (kept, kept, grain(kept), grain(kept), row, secret.decode())
 
     async def purge(self, limit: int = 1000) -> int:
         async def work(link: Link) -> int:
@@ -156,11 +160,7 @@ class Tokens:
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
-        rows = sorted({pair for token in tokens if (pair := row_of(token))[0]})
-        self.parts: list[Part] = []
-        for begin in range(0, len(rows), _AT_ONCE):
-            part = rows[begin : begin + _AT_ONCE]
-            self.parts.append(([row for row, _ in part], part))
+        self.parts: list[Held] = parts(sorted({pair for token in tokens if (pair := row_of(token))[0]}), "secret")
 
     def answers(self, done: set[str]) -> list[bool]:
         """For each token whether it is among those; the second of a batch is not."""
@@ -172,23 +172,44 @@ class Tokens:
         return results
 
 
-async def complete_held(link: Link, parts: Sequence[Part], keep: float) -> set[str]:
-    """Begin a transaction, and complete the keys that are held; returns their tokens."""
-    return await change_held(link, parts, _COMPLETE, micros(keep))
+def ended(state: int, keep: float) -> Step:
+    """What frees keys, or marks them as done, and remembers that for so long."""
+    return (_ENDED, state, micros(keep), _forget_at(micros(keep)))
 
 
-async def change_held(link: Link, parts: Sequence[Part], statement: str, *given: Any) -> set[str]:
-    """Begin a transaction, and change the keys that are held; returns their tokens."""
-    changes: list[Step] = [(statement, *given, *part) for part in parts]
-    results = await link.run(BEGIN, CLOCK, *changes)
-    if sum(result.changed for result in results) == sum(len(rows) for rows, _ in parts):
-        return found(pair for _, pairs in parts for pair in pairs)
+async def change_held(
+    link: Link, held: Sequence[Held], change: Step, then: Callable[[set[str]], Sequence[Step]] = lambda done: ()
+) -> set[str]:
+    """Change the keys that are held, and do what is then to be done, in one transaction; returns their tokens."""
+    changes: list[Step] = [(*change, part.where) for part in held]
+    counted: list[Step] = [step for one in changes for step in (one, _COUNT)]
+    everything = found(pair for part in held for pair in part.rows)
+    number = sum(len(part.rows) for part in held)
+    try:
+        await link.run(BEGIN, CLOCK, _COUNT_ANEW, *counted, (_ALL, number), *then(everything), COMMIT)
+        return everything
+    except Exception as error:
+        if code(error) != SHORT:
+            raise
     # Some are not: which, is seen only before the change.
     looks: list[Step] = [
-        step for part, change in zip(parts, changes, strict=True) for step in ((_HELD_LOCKED, *part), change)
+        step for part, one in zip(held, changes, strict=True) for step in ((_HELD_LOCKED, part.where), one)
     ]
-    results = await link.run(ROLLBACK, BEGIN, *looks)
-    return found(row for result in results[2::2] for row in result.rows)
+    results = await link.run(ROLLBACK, BEGIN, CLOCK, *looks)
+    done = found(row for result in results[3::2] for row in result.rows)
+    await link.run(*then(done), COMMIT)
+    return done
+
+
+def _forget_at(keep: int) -> Sql:
+    """When a row is to be looked at to be forgotten, in microseconds: at the end of `keep` or a little later, so that
+    a key mostly has the same time when it is claimed as when it is done, and the index is left alone."""
+    return Sql(f"((@easybus_now + {keep}) DIV {grain(keep)} + 1) * {grain(keep)}")
+
+
+def grain(keep: int) -> int:
+    """The steps of such times: a thirty-second of `keep`, to a sixteenth."""
+    return 1 << max(0, (keep >> 4).bit_length() - 1)
 
 
 def found(rows: Iterable[Any]) -> set[str]:
@@ -229,16 +250,20 @@ class Wishes:
             self._first.setdefault(where, at)
         ordered = sorted(self._first)  # in one order everywhere: no deadlocks
         self.steps: list[Step] = []
+        if not batch:
+            return
+        # What all rows have in common is written once: half of what the server would have to read.
+        lease = batch[0].lease
+        alike = all(claim.lease == lease and not claim.replay for claim in batch)
+        self.steps.append((_ALIKE, self._secret, micros(lease), _forget_at(micros(session.keep))))
+        add, new, row = (_ADD, _NEW, _row) if alike else (_ADD_EACH, _NEW_EACH, _row_each)
         for begin in range(0, len(ordered), _AT_ONCE):
             part = ordered[begin : begin + _AT_ONCE]
-            rows = [self._row(batch[self._first[where]], where) for where in part]
+            rows = Rows(new, [row(batch[self._first[where]], where) for where in part])
             if session.names.mariadb:
-                self.steps.append((_ADD_AND_LOOK, Rows(_NEW, rows)))
+                self.steps.append((add + _AND_LOOK, rows))
             else:
-                self.steps += [(_ADD, Rows(_NEW, rows)), (_LOOK, part)]
-
-    def _row(self, claim: Claim, where: bytes) -> tuple[Any, ...]:
-        return (where, claim.digest, self._secret, claim.replay.encode("utf-8", "surrogatepass"), micros(claim.lease))
+                self.steps += [(add, rows), (_LOOK, part)]
 
     async def granted(self, link: Link, results: Sequence[Result]) -> list[ClaimResult]:
         """The results, by what the steps gave; what looks free is taken over first."""
@@ -284,6 +309,14 @@ class Wishes:
         if leader == at or not isinstance(given, Claimed):
             return given if leader == at or self._batch[leader].digest == self._batch[at].digest else _CONFLICT
         return _BUSY if self._batch[leader].digest == self._batch[at].digest else _CONFLICT
+
+
+def _row(claim: Claim, where: bytes) -> tuple[Any, ...]:
+    return (where, claim.digest)
+
+
+def _row_each(claim: Claim, where: bytes) -> tuple[Any, ...]:
+    return (where, claim.digest, micros(claim.lease), claim.replay.encode("utf-8", "surrogatepass"))
 
 
 def _refusal(row: _Row, claim: Claim) -> ClaimResult | None:

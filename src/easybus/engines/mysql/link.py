@@ -3,8 +3,8 @@
     run(step, step, …)  → the statements' results, in their order; what comes after one that fails is not done
 
 A step is a statement and its values; values are written into it as literals, as the protocol's text form asks for:
-numbers as they are, bytes as `_binary'…'`, a list in brackets, `Rows` as what follows VALUES. The session's `sql_mode`
-is set so that a backslash escapes in them.
+numbers as they are, bytes as `x'…'` or `_binary'…'`, a list in brackets, `Rows` as what follows VALUES, `Sql` as it is.
+The session's `sql_mode` is set so that a backslash escapes in them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _library: Any = asyncmy.converters
 _escaped: Callable[[bytes], str] = _library.escape_bytes_prefixed
 _IN_TRANSACTION = 1
 _LEAST_PACKET = 1 << 20
+_SHORT = 256
+"""Bytes that are written in hexadecimal: read in a third of the time, but twice as long."""
 
 
 class Result(NamedTuple):
@@ -113,6 +115,10 @@ class Link:
         self.connection.close()
 
 
+class Sql(str):
+    """A part of a statement."""
+
+
 class Rows(NamedTuple):
     """Rows of an INSERT, each written by one template."""
 
@@ -123,13 +129,15 @@ class Rows(NamedTuple):
 def literal(value: Any) -> str:
     """A value as SQL writes it."""
     if isinstance(value, bytes):
-        return _escaped(value)
+        return f"x'{value.hex()}'" if len(value) <= _SHORT else _escaped(value)
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, (int, float)):
         return repr(value)
     if value is None:
         return "NULL"
+    if isinstance(value, Sql):
+        return value
     if isinstance(value, str):
         return _escaped(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Rows):

@@ -13,7 +13,7 @@ from .failures import code, wiped
 from .link import Link
 from .names import Names, quote
 
-VERSION = 1
+VERSION = 2
 _ID = "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"
 _TABLE = "ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin ROW_FORMAT=DYNAMIC"
 
@@ -74,7 +74,16 @@ CREATE TABLE IF NOT EXISTS {{outbox}} (
   KEY free (scope, parked, due_at, id), KEY of_lane (lane, id)) {_TABLE}
 """
 
-MIGRATIONS = (_VERSION_1,)
+_VERSION_2 = """
+-- forget_at: when the row is looked at to be forgotten, which a completion seldom changes. What claims mostly write
+-- has a default: a hundred rows are read in half of the time.
+ALTER TABLE {key}
+  ADD COLUMN forget_at BIGINT NOT NULL DEFAULT 0, ALTER COLUMN replay SET DEFAULT '', ALTER COLUMN starts SET DEFAULT 1,
+  ALTER COLUMN state SET DEFAULT 1, ALTER COLUMN again SET DEFAULT 0, DROP KEY ended, ADD KEY ended (forget_at);
+UPDATE {key} SET forget_at = until_at WHERE forget_at = 0
+"""
+
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 """What brings tables from each version to the next."""
 
 _GET_META = "SELECT value FROM {meta} WHERE name = %s"
@@ -92,6 +101,8 @@ IDENTITY = (  # of these very tables; a copy of them has it too
 _THIS_VERSION = f"INSERT INTO {{meta}} VALUES ('version', '{VERSION}') ON DUPLICATE KEY UPDATE value = VALUES(value)"
 _FRESH_IDENTITY = "INSERT IGNORE INTO {meta} VALUES ('identity', UUID())"
 _NO_PRIVILEGE = (1044, 1142)
+_DONE_BEFORE = 1060
+"""The column is there: whoever added it died before the version was written."""
 
 
 def script(names: Names, since: int) -> str:
@@ -132,7 +143,7 @@ async def _prepare(link: Link, names: Names, url: str) -> None:
         found = await _version(link, names, url)  # read again: others may have been quicker
         for step in range(found, VERSION):
             for statement in MIGRATIONS[step].split(";"):
-                await link.one(statement)
+                await _migrate(link, statement)
         if found < VERSION:
             if await link.value(_GET_META, "identity") is None:
                 await link.one(_SET_META, "identity", str(uuid.uuid4()))
@@ -140,6 +151,14 @@ async def _prepare(link: Link, names: Names, url: str) -> None:
     finally:
         if link.alive:
             await link.one(_UNLOCK, names.lock)
+
+
+async def _migrate(link: Link, statement: str) -> None:
+    try:
+        await link.one(statement)
+    except Exception as error:
+        if code(error) != _DONE_BEFORE:
+            raise
 
 
 async def _version(link: Link, names: Names, url: str) -> int:

@@ -34,6 +34,8 @@ class Session:
         self._identity = ""
         self.caps = CAPABILITIES
         """As the server said when it was last opened."""
+        self.keep = 86_400.0
+        """Seconds for which what was done last is remembered; what is claimed next mostly will be for as long."""
         self._background: set[asyncio.Task[Any]] = set()
 
     @property

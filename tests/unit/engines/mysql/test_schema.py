@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tests.servers.mariadb import PASSWORD, USER, MariadbServer
 
 from easybus.clock import SystemClock
 from easybus.engines.contract import AuditedEngine, DeclareQueue, Publication, SchemaEngine
-from easybus.engines.mysql import create
+from easybus.engines.mysql import create, schema
 from easybus.engines.mysql.engine import MysqlEngine
-from easybus.engines.mysql.names import TABLES
+from easybus.engines.mysql.location import locate
+from easybus.engines.mysql.names import TABLES, place
 from easybus.errors import ConfigurationError
 
 from .conftest import Opener
@@ -17,7 +20,8 @@ from .conftest import Opener
 
 def definitions(server: MariadbServer, url: str) -> list[str]:
     prefix = url.partition("prefix=")[2]
-    return [server.sql(f"SHOW CREATE TABLE test.`{prefix}{name}`").replace(prefix, "") for name in TABLES]
+    found = [server.sql(f"SHOW CREATE TABLE test.`{prefix}{name}`").replace(prefix, "") for name in TABLES]
+    return [re.sub(r" AUTO_INCREMENT=\d+", "", one) for one in found]
 
 
 async def test_a_user_without_rights_is_told_the_command_and_works_on_what_that_made(
@@ -49,6 +53,31 @@ async def test_the_script_makes_what_opening_makes(mariadb_server: MariadbServer
     made = definitions(mariadb_server, theirs)
     await opened(theirs)
     assert made == definitions(mariadb_server, ours) == definitions(mariadb_server, theirs)
+
+
+@pytest.mark.parametrize("died", [False, True], ids=["from version 1", "whose migration was cut off"])
+async def test_older_tables_are_brought_up_to_date_with_what_they_hold(
+    mariadb_server: MariadbServer, opened: Opener, died: bool
+) -> None:
+    url, fresh = mariadb_server.prefix(), mariadb_server.prefix()
+    names = locate(url).names
+    first, second = (step.strip() for step in schema.MIGRATIONS)
+    mariadb_server.sql(names(f"{first}; INSERT INTO {{meta}} VALUES ('version', '1'), ('identity', 'the same')"))
+    now = mariadb_server.sql(names("SELECT {now}"))
+    columns = "(place, digest, secret, replay, until_at, state, starts, again)"
+    for key, until, state in (("1", int(now) + 60_000_000, 2), ("2", 1, 2), ("3", int(now) + 60_000_000, 1)):
+        values = f"('{place('jobs', key).decode()}', 'd', 'b{key}', '', {until}, {state}, 1, 0)"
+        mariadb_server.sql(names(f"INSERT INTO {{key}} {columns} VALUES {values}"))
+    if died:
+        mariadb_server.sql(names(second.partition(";")[0]))
+    engine = await opened(url)
+    await opened(fresh)
+    assert definitions(mariadb_server, url) == definitions(mariadb_server, fresh)
+    keys = engine.idempotency
+    assert [await keys.lookup("jobs", key) for key in "123"] == ["done", "free", "claimed"]
+    assert await keys.purge() == 1
+    assert await keys.complete([("3-b3", 60.0)]) == [True]
+    assert [await keys.lookup("jobs", key) for key in "123"] == ["done", "free", "done"]
 
 
 async def test_settings_that_weaken_what_is_confirmed_are_told(

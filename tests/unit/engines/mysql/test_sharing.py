@@ -23,9 +23,11 @@ from easybus.engines.contract import (
     DeclareQueue,
     DeclareTopic,
     Delivery,
+    Finish,
     Move,
     Publication,
     Settled,
+    Taken,
 )
 from easybus.engines.mysql import create
 from easybus.engines.mysql.engine import MysqlEngine
@@ -130,7 +132,7 @@ async def test_a_deadlock_is_resolved_by_doing_it_again(engine: MysqlEngine, url
     await client.run("BEGIN")
     await client.run(f"UPDATE {table} SET digest = 'x' WHERE id = {high}")
     for number in range(50):  # the heavier of the two is spared
-        await client.run(f"INSERT INTO {table} SELECT NULL, 'x{number}', '', '', '', 0, 0, 0, 0")
+        await client.run(f"INSERT INTO {table} (place, digest, secret, until_at) VALUES ('x{number}', '', '', 0)")
     completing = asyncio.create_task(keys.complete([(first.token, 60.0), (second.token, 60.0)]))
     while not await client.run("SELECT 1 FROM information_schema.innodb_lock_waits"):
         await asyncio.sleep(0.15)  # the server makes this view anew when nobody has looked for 100 ms
@@ -157,6 +159,28 @@ async def test_a_lock_that_another_holds_for_long_is_unavailable_within_the_time
     assert time.monotonic() - began < 4.0
     await client.run("ROLLBACK")
     assert await engine.idempotency.complete([(held.token, 60.0)]) == [True]
+
+
+async def test_finishing_a_batch_does_not_wait_for_its_neighbours(url: str, opened: Opener, client: Client) -> None:
+    driver = (await opened(f"{url}&timeout=2")).driver
+    await driver.declare([DeclareQueue("jobs")])
+    await driver.publish([Publication(False, "jobs", b"%02d" % number) for number in range(30)])
+
+    def claim(delivery: Delivery) -> tuple[Claim, None]:
+        return Claim("jobs", delivery.body.decode(), b"d", 30.0), None
+
+    def finishes(taken: list[Taken]) -> list[Finish]:
+        return [Finish(one.delivery, one.claim.token, 60.0) for one in taken if isinstance(one.claim, Claimed)]
+
+    batch, others = [finishes(await driver.take("jobs", limit, 1.0, 30.0, claim)) for limit in (20, 10)]
+    prefix = url.rpartition("=")[2]
+    await client.run("BEGIN")
+    for table, number in (("key", others[0].token.partition("-")[0]), ("message", others[0].delivery.receipt[0])):
+        assert len(await client.run(f"SELECT id FROM {prefix}{table} WHERE id >= {number} FOR UPDATE")) == 10
+    assert await driver.finish("jobs", batch) == [True] * 20
+    await client.run("ROLLBACK")
+    assert await driver.finish("jobs", [batch[0], *others]) == [False] + [True] * 10
+    assert (await driver.stats("jobs")).in_flight == 0
 
 
 async def test_a_locked_message_holds_up_no_other(engine: MysqlEngine, url: str, client: Client) -> None:
