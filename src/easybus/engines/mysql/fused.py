@@ -9,7 +9,7 @@ from typing import Any
 from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
 from .driver import MysqlDriver, ack_steps
-from .keys import DONE, MysqlKeys, Tokens, Wishes, change_held, ended
+from .keys import DONE, MysqlKeys, Wishes, answers, change_held, ended, held_under
 from .link import CLOCK, COMMIT, Link, Step
 from .session import Session
 from .waking import until_found
@@ -80,11 +80,11 @@ class MysqlFusedDriver(MysqlDriver):
         for keep, items in by_keep.items():
             done |= await self._finish(items, keep)
             self._session.keep = keep
-        return Tokens([item.token for item in batch]).answers(done)
+        return answers([item.token for item in batch], done)
 
     async def _finish(self, batch: Sequence[Finish], keep: float) -> set[str]:
         """Complete keys, and in the same transaction ack the deliveries of those that were held."""
-        held = Tokens([item.token for item in batch]).parts
+        held = held_under([item.token for item in batch])
 
         def acks(done: set[str]) -> Sequence[Step]:
             acked = sorted((item.delivery for item in batch if item.token in done), key=lambda one: one.receipt[0])

@@ -71,9 +71,11 @@ _OVER = (
 _FORGET = "DELETE FROM {key} WHERE id IN %s"
 _FORGET_LEASES = "DELETE FROM {lease} WHERE key_id IN %s"
 _AT_ONCE = 500
-_COUNT_ANEW: Step = ("SET @easybus_changed = 0",)
+_COUNT_ANEW: Step = ("SET @easybus_now = {now}, @easybus_changed = 0",)
 _COUNT: Step = ("SET @easybus_changed = @easybus_changed + ROW_COUNT()",)
-_ALL = "SET @easybus_changed = IF(@easybus_changed = %s, 0, (SELECT 1 UNION SELECT 2))"  # else fails: `SHORT`
+_ALL = (  # else fails: `SHORT`
+    "SET @easybus_changed = IF(@easybus_changed + ROW_COUNT() = %s, 0, (SELECT 1 UNION SELECT 2))"
+)
 _RELEASED = 86_400.0
 """Seconds for which a released key is remembered."""
 
@@ -104,16 +106,16 @@ class MysqlKeys:
             self._session.later(self.release(tokens))
 
     async def renew(self, tokens: Sequence[str], lease: float) -> list[bool]:
-        these = Tokens(tokens)
+        held = held_under(tokens)
 
         async def work(link: Link) -> set[str]:
             # Neither waits for the keys' rows, which handlers' transactions may hold.
-            renewed = [((_HELD, part.where), (_RENEW, micros(lease), part.where)) for part in these.parts]
+            renewed = [((_HELD, part.where), (_RENEW, micros(lease), part.where)) for part in held]
             steps: list[Step] = [step for pair in renewed for step in pair]
             results = await link.run(BEGIN, *steps, COMMIT)
             return found(row for result in results[1::2] for row in result.rows)
 
-        return these.answers(await self._session.connections.run(work) if these.parts else set())
+        return answers(tokens, await self._session.connections.run(work) if held else set())
 
     async def complete(self, batch: Sequence[tuple[str, float]]) -> list[bool]:
         by_keep: dict[float, list[str]] = defaultdict(list)
@@ -123,14 +125,14 @@ class MysqlKeys:
         for keep, tokens in by_keep.items():
             done |= await self._change(tokens, ended(DONE, keep))
             self._session.keep = keep
-        return Tokens([token for token, _ in batch]).answers(done)
+        return answers([token for token, _ in batch], done)
 
     async def release(self, tokens: Sequence[str]) -> list[bool]:
-        return Tokens(tokens).answers(await self._change(tokens, ended(FREE, _RELEASED)))
+        return answers(tokens, await self._change(tokens, ended(FREE, _RELEASED)))
 
     async def _change(self, tokens: Sequence[str], change: Step) -> set[str]:
         """Change the keys that are held under these tokens; returns which were."""
-        held = Tokens(tokens).parts
+        held = held_under(tokens)
         return await self._session.connections.run(lambda link: change_held(link, held, change)) if held else set()
 
     async def lookup(self, queue: str, id: str) -> str:
@@ -155,21 +157,21 @@ class MysqlKeys:
         return await self._session.connections.run(work)
 
 
-class Tokens:
-    """Tokens of one call: what they name, each once and in the order of the rows, in parts for one statement each."""
+def held_under(tokens: Sequence[str]) -> list[Held]:
+    """The rows that tokens name, each once, in their order."""
+    return parts(sorted({pair for token in tokens if (pair := row_of(token))[0]}), "secret")
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = tokens
-        self.parts: list[Held] = parts(sorted({pair for token in tokens if (pair := row_of(token))[0]}), "secret")
 
-    def answers(self, done: set[str]) -> list[bool]:
-        """For each token whether it is among those; the second of a batch is not."""
-        left = done.copy()
-        results: list[bool] = []
-        for token in self._tokens:
-            results.append(token in left)
-            left.discard(token)
-        return results
+def answers(tokens: Sequence[str], done: set[str]) -> list[bool]:
+    """For each token whether it is among those; the second of a batch is not."""
+    if len(done) == len(tokens):
+        return [True] * len(tokens)
+    left = done.copy()
+    results: list[bool] = []
+    for token in tokens:
+        results.append(token in left)
+        left.discard(token)
+    return results
 
 
 def ended(state: int, keep: float) -> Step:
@@ -182,11 +184,11 @@ async def change_held(
 ) -> set[str]:
     """Change the keys that are held, and do what is then to be done, in one transaction; returns their tokens."""
     changes: list[Step] = [(*change, part.where) for part in held]
-    counted: list[Step] = [step for one in changes for step in (one, _COUNT)]
+    counted: list[Step] = [step for one in changes for step in (one, _COUNT)][:-1]
     everything = found(pair for part in held for pair in part.rows)
     number = sum(len(part.rows) for part in held)
     try:
-        await link.run(BEGIN, CLOCK, _COUNT_ANEW, *counted, (_ALL, number), *then(everything), COMMIT)
+        await link.run(BEGIN, _COUNT_ANEW, *counted, (_ALL, number), *then(everything), COMMIT)
         return everything
     except Exception as error:
         if code(error) != SHORT:

@@ -141,5 +141,5 @@ def literal(value: Any) -> str:
     if isinstance(value, str):
         return _escaped(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Rows):
-        return ",".join([value.template % tuple([literal(one) for one in row]) for row in value.rows])
+        return ",".join([value.template % tuple(map(literal, row)) for row in value.rows])
     return f"({','.join([literal(one) for one in value])})"
