@@ -43,7 +43,7 @@ class MariadbServer(Server):
     def prepare(self) -> None:
         self.run(
             *(self._install, "--no-defaults", f"--datadir={self._data}"),
-            *("--auth-root-authentication-method=normal", "--skip-test-db"),
+            *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
         )
 
     def command(self) -> list[str]:
