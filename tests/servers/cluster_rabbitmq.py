@@ -27,6 +27,7 @@ class _Node(RabbitmqServer):
         super().prepare()
         with open(self.folder / "rabbitmq.conf", "a") as settings:
             settings.write("cluster_partition_handling = pause_minority\n")
+            settings.write("net_ticktime = 5\n")  # seconds; 60 by default: a frozen node is waited for that long
             settings.write("cluster_formation.peer_discovery_backend = classic_config\n")
             for at, peer in enumerate(self.peers, 1):
                 settings.write(f"cluster_formation.classic_config.nodes.{at} = {peer.node}\n")

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test cuts: at once, or after so many bytes to the server, in the middle of a frame."""
+"""A TCP proxy that a test cuts, at once or after so many bytes to the server, in the middle of a frame, or silences."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ class Proxy:
         self.budget: int | None = None
         """Bytes from the client that still pass before every connection is reset; None: any number."""
         self.cuts = 0
+        self.speaks = asyncio.Event()
+        """Cleared: it accepts, and passes nothing on."""
+        self.speaks.set()
 
     @property
     def port(self) -> int:
@@ -35,6 +38,7 @@ class Proxy:
         assert self._server is not None
         self._server.close()
         self.cut()
+        self.speaks.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -61,6 +65,7 @@ class Proxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                await self.speaks.wait()
                 if from_client and self.budget is not None:
                     data = data[: self.budget]
                     self.budget -= len(data)

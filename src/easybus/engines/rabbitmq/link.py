@@ -97,12 +97,14 @@ class Link:
     # ------------------------------------------------------------------------------------------------- connecting
 
     async def _connect(self) -> None:
-        """Each host once, beginning with the one after the last tried. Raises what the last one said."""
+        """Each host once, beginning with the one after the last tried; all of them within `timeout`, though one may
+        accept and say nothing. Raises what the last one said."""
         hosts = self._address.hosts
+        seconds = self._address.timeout / len(hosts)
         for left in range(len(hosts) - 1, -1, -1):
             host, port = hosts[self._next_host % len(hosts)]
             try:
-                self._connection = await self._attempt(host, port)
+                self._connection = await self._attempt(host, port, seconds)
                 self.blocked = ""
                 return
             except EngineError:
@@ -110,7 +112,7 @@ class Link:
                 if not left:
                     raise
 
-    async def _attempt(self, host: str, port: int) -> Any:
+    async def _attempt(self, host: str, port: int, seconds: float) -> Any:
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
         ended: asyncio.Future[BaseException] = loop.create_future()
@@ -128,7 +130,7 @@ class Link:
         _send_together(connection)
         what = f"connecting to {host}:{port}"
         try:
-            async with asyncio.timeout(self._address.timeout):
+            async with asyncio.timeout(seconds):
                 await asyncio.wait([opened, ended], return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
             await self._abort(connection, ended)
@@ -150,6 +152,7 @@ class Link:
             assert self._lost is not None  # noqa: S101 - an open connection has one
             error = await self._watch(self._lost, self._connection)
             self._gone(fault(error, self._purpose))
+            self._next_host += 1  # the lost one may still accept, and not answer
             pause = _FIRST_PAUSE
             while True:
                 try:
@@ -197,12 +200,10 @@ class Link:
 
     @staticmethod
     async def _abort(connection: Any, ended: asyncio.Future[BaseException]) -> None:
-        """Drop the socket without a word: the peer does not answer. pika's public `close` would wait for it."""
+        """Drop the socket without a word: the peer does not answer. pika's public `close` would wait for it, and in a
+        handshake raise into the loop."""
         with contextlib.suppress(Exception):
-            if connection.is_open or connection.is_closing:
-                connection._terminate_stream(exceptions.AMQPConnectionError("no answer"))
-            else:
-                connection.close()
+            connection._terminate_stream(exceptions.AMQPConnectionError("no answer"))
         await asyncio.wait([ended], timeout=_CLOSING)  # its socket is closed a few turns of the loop later
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
