@@ -15,7 +15,7 @@ from typing import Any
 import pika
 from pika import exceptions, spec
 
-from ...errors import Unavailable
+from ...errors import EngineError, Unavailable
 from .channel import Channel
 from .faults import fault
 from .link import Link
@@ -50,17 +50,16 @@ class _Batch:
 
 
 class Confirms:
-    """The publishing channel of a link."""
+    """Publishes by one channel of a link at a time.
+
+    none → open → refused (something was) → closed when nothing is pending on it; new sends open another meanwhile
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._channel: Channel | None = None
         self._opening = asyncio.Lock()
-        self._last = 0
-        self._pending: dict[int, tuple[_Batch, int]] = {}
-        self._refused = False
-        """The server has refused something on this channel."""
-        link.on_blocked.append(self._fail)
+        self._publishing: _Publishing | None = None
+        link.on_blocked.append(self._blocked)
 
     async def send(self, parcels: Sequence[Parcel]) -> list[Outcome]:
         """Publish; the outcome of each: None (confirmed), `RETURNED`, or an error.
@@ -68,14 +67,54 @@ class Confirms:
         Raises: `Unavailable` where nothing was sent.
         """
         if self._link.blocked:
-            raise Unavailable(f"RabbitMQ takes no messages now: {self._link.blocked}")
-        channel = self._channel
-        if channel is None or channel.why is not None:
-            channel = await self._open()
-        if not parcels:
-            return []
+            raise _blocked(self._link.blocked)
+        publishing = self._publishing
+        if publishing is None or publishing.over:
+            publishing = await self._open()
+        return await publishing.send(parcels, self._link.timeout) if parcels else []
+
+    async def _open(self) -> _Publishing:
+        async with self._opening:
+            if self._publishing is not None and not self._publishing.over:
+                return self._publishing
+            publishing = _Publishing()
+            await publishing.open(self._link)
+            if self._link.blocked:
+                raise _blocked(self._link.blocked)
+            self._publishing = publishing
+            return publishing
+
+    def _blocked(self, error: EngineError) -> None:
+        if self._publishing is not None:
+            self._publishing.fail(error)
+
+
+class _Publishing:
+    """One channel with confirms, and what is pending on it by delivery tag."""
+
+    channel: Channel
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._pending: dict[int, tuple[_Batch, int]] = {}
+        self._refused = False
+
+    async def open(self, link: Link) -> None:
+        """Open its channel. Raises `Unavailable`, `NotOpen`."""
+        self.channel = await Channel.open(link, self.fail)
+        self.channel.raw.add_on_return_callback(self._returned)
+        await self.channel.call("confirm_delivery", "asking for confirms", ack_nack_callback=self._confirmed)
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be sent on it. A channel may hold a queue's old leader to be its leader for ever (3.10:
+        one that was opened while it was elected); a new one asks who leads now."""
+        return self._refused or self.channel.why is not None
+
+    async def send(self, parcels: Sequence[Parcel], seconds: float) -> list[Outcome]:
+        """As `Confirms.send`."""
         batch = _Batch(parcels)
-        publish, pending, first = channel.raw.basic_publish, self._pending, self._last + 1
+        publish, pending, first = self.channel.raw.basic_publish, self._pending, self._last + 1
         for at, (way, body, message_id, attempts) in enumerate(parcels):
             try:
                 publish(way.exchange, way.key, body, _properties(message_id, attempts), mandatory=True)
@@ -85,33 +124,17 @@ class Confirms:
             self._last += 1
             pending[self._last] = (batch, at)
         try:
-            async with asyncio.timeout(self._link.timeout):
+            async with asyncio.timeout(seconds):
                 await batch.done
         except TimeoutError:
-            late = Unavailable(f"publishing: not confirmed within {self._link.timeout:.0f} s")
+            late = Unavailable(f"publishing: not confirmed within {seconds:.0f} s")
             for tag in range(first, first + len(parcels)):
                 if (found := pending.pop(tag, None)) is not None:
                     batch.outcomes[found[1]] = late
             self._refused = True
         if self._refused and not self._pending:
-            # A channel may hold a queue's old leader to be its leader for ever (3.10: one that was opened while it was
-            # elected); a new one asks who leads now.
-            channel.forget()
+            self.channel.forget()
         return batch.outcomes
-
-    async def _open(self) -> Channel:
-        async with self._opening:
-            if self._channel is not None and self._channel.why is None:
-                return self._channel
-            channel = await Channel.open(self._link, self._fail)
-            channel.raw.add_on_return_callback(self._returned)
-            await channel.call("confirm_delivery", "asking for confirms", ack_nack_callback=self._confirmed)
-            if self._link.blocked:
-                raise Unavailable(f"RabbitMQ takes no messages now: {self._link.blocked}")
-            self._last = 0
-            self._refused = False
-            self._channel = channel
-            return channel
 
     # ------------------------------------------------------------------------------------- what the server says
 
@@ -140,11 +163,15 @@ class Confirms:
                 batch.outcomes[at] = RETURNED
                 return
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """What is pending may or may not be there."""
         pending, self._pending = self._pending, {}
         for batch, at in pending.values():
             batch.settle(at, error)
+
+
+def _blocked(alarm: str) -> Unavailable:
+    return Unavailable(f"RabbitMQ takes no messages now: {alarm}")
 
 
 def _properties(message_id: str, attempts: int) -> Any:

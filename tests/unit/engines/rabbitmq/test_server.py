@@ -29,6 +29,7 @@ from easybus.engines.contract import (
     QueueStats,
     Settled,
 )
+from easybus.engines.rabbitmq.confirms import _Batch
 from easybus.engines.rabbitmq.driver import RabbitmqDriver
 from easybus.engines.registry import create
 from easybus.errors import DeclaredOtherwise, NotDeclared, Refused, Unavailable
@@ -182,10 +183,33 @@ class TestOutages:
                 while len(channels) < 3:
                     (result,) = await settled_publish(driver, to_queue(queue, b"x"))
                     if isinstance(result, Unavailable):
-                        channels.add(driver._confirms._channel)
+                        channels.add(driver._confirms._publishing)
         finally:
             await asyncio.to_thread(rabbitmq_server.control, "clear_policy", queue)
         await eventually(lambda: publish_one(driver, queue, b"after"))
+
+    async def test_a_channel_that_refused_gets_nothing_new_and_keeps_what_is_under_way(
+        self, driver: RabbitmqDriver, rabbitmq_server: RabbitmqServer
+    ) -> None:
+        queue = fresh("queue")
+        await topology(driver, [queue])
+        await publish(driver, [to_queue(queue, b"x")])
+        first = driver._confirms._publishing
+        assert first is not None
+        under_way = _Batch([(("", queue), b"x", "", 0)])
+        first._pending[1_000_000] = (under_way, 0)
+        full = ("set_policy", "--apply-to", "queues", queue, f"^{queue}$", '{"max-length": 1}')
+        await asyncio.to_thread(rabbitmq_server.control, *full)
+        try:
+            async with asyncio.timeout(20):
+                while not isinstance((await settled_publish(driver, to_queue(queue, b"x")))[0], Unavailable):
+                    pass
+        finally:
+            await asyncio.to_thread(rabbitmq_server.control, "clear_policy", queue)
+        await eventually(lambda: publish_one(driver, queue, b"after"))
+        assert driver._confirms._publishing is not first
+        assert first.channel.why is None
+        assert not under_way.done.done()
 
     async def test_a_host_that_is_away_is_passed_over(self, rabbitmq_server: RabbitmqServer) -> None:
         url = rabbitmq_server.url(timeout=2).replace(f"@127.0.0.1:{rabbitmq_server.port}", "@127.0.0.1:1,127.0.0.1:{}")
