@@ -243,7 +243,8 @@ class Wishes:
 
     def __init__(self, batch: Sequence[Claim], session: Session) -> None:
         self._batch = batch
-        self._secret = os.urandom(12).hex().encode()
+        self._text = os.urandom(12).hex()
+        self._secret = self._text.encode()
         self.tokens: list[str] = []
         """Those of keys that were claimed at once, even where a takeover fails afterwards."""
         self._places = [place(claim.queue, claim.id) for claim in batch]
@@ -271,10 +272,12 @@ class Wishes:
         """The results, by what the steps gave; what looks free is taken over first."""
         given: dict[bytes, ClaimResult] = {}
         free: list[bytes] = []
-        for row in (_Row(*row) for result in results for row in result.rows):
-            if row.secret == self._secret:
-                given[row.place] = Claimed(self._token(row), bool(row.again), row.starts)
-                self.tokens.append(self._token(row))
+        secret = self._secret
+        for row in (_Row._make(row) for result in results for row in result.rows):
+            if row.secret == secret:
+                token = self._token(row)
+                given[row.place] = Claimed(token, bool(row.again), row.starts)
+                self.tokens.append(token)
                 continue
             refusal = _refusal(row, self._batch[self._first[row.place]])
             if refusal is None:
@@ -304,7 +307,7 @@ class Wishes:
         return given
 
     def _token(self, row: _Row) -> str:
-        return f"{row.id}-{self._secret.decode()}"
+        return f"{row.id}-{self._text}"
 
     def _result(self, at: int, given: ClaimResult) -> ClaimResult:
         leader = self._first[self._places[at]]

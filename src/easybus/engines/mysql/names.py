@@ -75,8 +75,8 @@ def read(data: bytes) -> str:
 
 def place(*texts: str) -> bytes:
     """What stands for one or more texts in a unique index: no two lists of texts have the same."""
-    parts = [held(text) for text in texts]
-    found = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    found = b"".join([b"%d:%b" % (len(part), part) for part in parts])
     return found if len(found) <= _INDEXED else b"h" + hashlib.sha256(found).digest()
 
 
