@@ -46,6 +46,7 @@ KEPT = {
     "nats": {
         "nats-py, its JetStream layer": Kept("Apache-2.0", "2026-09"),
         "nats-py, requests": Kept("Apache-2.0", "2026-09"),
+        "nats-py's connection, our lines": Kept("Apache-2.0", "2026-09"),
     },
     "postgresql": {"asyncpg": Kept("Apache-2.0", "2026-10"), "psycopg": Kept("LGPL-3.0", "2026-11")},
     "mysql": {"asyncmy": Kept("Apache-2.0", "2026-11"), "aiomysql": Kept("MIT", "2025-10")},

@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from nats.aio.msg import Msg
 
 from ...errors import ConfigurationError, Unavailable
 from .failures import LEADERLESS, JetStreamError, refused
 from .link import Link
+from .wire import status
 
-__all__ = ["Api", "status"]
+__all__ = ["Api"]
 
 SCHEDULES = (2, 12)
 """The server's version from which it delivers at a time."""
@@ -25,11 +25,6 @@ where the answer comes from another server than the one that was asked, before t
 _PAUSE = 0.1
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
-
-
-def status(message: Msg) -> str:
-    """The status of a message without a body, such as 503 where nobody listens; else empty."""
-    return (message.headers or {}).get("Status", "")
 
 
 class Api:
@@ -82,7 +77,7 @@ class Api:
             raise refused(error, self.link.address.url) from error
 
     def _off(self) -> ConfigurationError | Unavailable:
-        if self.link.info.get("jetstream"):  # it is only starting, or without a leader
+        if self.link.wire.info.get("jetstream"):  # it is only starting, or without a leader
             return Unavailable(f"{self.link.address.url}: JetStream does not answer yet")
         return ConfigurationError(
             f"{self.link.address.url}: JetStream is off: start the server with -js, or with a jetstream block in its "
@@ -97,7 +92,7 @@ class Api:
     @property
     def version(self) -> str:
         """The server's."""
-        return str(self.link.info.get("version", "0"))
+        return str(self.link.wire.info.get("version", "0"))
 
     # ------------------------------------------------------------------------------------------ the server's time
 

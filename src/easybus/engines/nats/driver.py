@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from nats.aio.msg import Msg
-
 from ...errors import EasybusError, NotOpen, Refused, Unavailable
 from ..contract import (
     Ack,
@@ -27,16 +25,18 @@ from ..contract import (
     Settlement,
 )
 from .api import Api
-from .failures import FOREIGN, NO_STREAM, JetStreamError, refused
+from .failures import NO_STREAM, JetStreamError, refused
 from .link import Call, Link
 from .names import CAPABILITIES, Names, capabilities, check_settlement, message_id
 from .publishing import DELAY, Publishing
 from .pulling import Gone, Puller, nak
 from .topology import ACK_WAIT, Topology, no_queue
+from .wire import Received, ack, header
 
 __all__ = ["NatsDriver"]
 
 _ACK = b"+ACK"
+_DELAY = DELAY.encode()
 _PURGE_PART = 500
 
 
@@ -45,7 +45,7 @@ class Held:
 
     __slots__ = ("ack", "deadline", "delivered", "sequence", "settled")
 
-    def __init__(self, ack: str, sequence: int, delivered: int, deadline: float) -> None:
+    def __init__(self, ack: bytes, sequence: int, delivered: int, deadline: float) -> None:
         self.ack = ack
         """The subject that settles it."""
         self.sequence = sequence
@@ -72,7 +72,7 @@ class NatsDriver:
     async def start(self) -> None:
         """Look whether the server serves. Raises `ConfigurationError`, `Unavailable`."""
         await self._api.check()
-        self.caps = capabilities(int(self._link.info.get("max_payload", 1 << 20)))
+        self.caps = capabilities(int(self._link.wire.info.get("max_payload", 1 << 20)))
 
     def _lost(self) -> None:
         pullers, self._pullers = self._pullers, {}
@@ -86,7 +86,8 @@ class NatsDriver:
         pullers, self._pullers = self._pullers, {}
         self._starting.clear()
         error = NotOpen(f"{self._link.address.url} was closed")
-        await asyncio.gather(*(puller.stop(error) for puller, _ in pullers.values()))
+        for puller, _ in pullers.values():
+            puller.stop(error)
 
     # ----------------------------------------------------------------------------------------------------- topology
 
@@ -97,7 +98,7 @@ class NatsDriver:
         await self._topology.drop(changes)
         for change in changes:
             if isinstance(change, DeclareQueue) and (standing := self._pullers.pop(change.name, None)) is not None:
-                await standing[0].stop(no_queue(change.name))
+                standing[0].stop(no_queue(change.name))
 
     async def queues(self) -> list[DeclareQueue]:
         snapshot = await self._topology.current()
@@ -130,8 +131,8 @@ class NatsDriver:
         except JetStreamError as error:
             raise self._missing(queue, error) from error
         total: int = said["purged"]
-        while messages := await self._take(queue, _PURGE_PART, 0.0):
-            await self._link.ask([(message.reply, _ACK, None) for message in messages])
+        while messages := await self._take(queue, _PURGE_PART, 0.0, ACK_WAIT):
+            await self._tell([(message.reply, _ACK) for message in messages])
             total += len(messages)
         return total
 
@@ -169,7 +170,7 @@ class NatsDriver:
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         while True:
-            messages = await self._take(queue, limit, max(0.0, end - loop.time()))
+            messages = await self._take(queue, limit, max(0.0, end - loop.time()), lease)
             if not messages:
                 return []
             try:
@@ -180,15 +181,17 @@ class NatsDriver:
                     self._pullers[queue][0].back(messages)
                 raise
 
-    async def _take(self, queue: str, limit: int, wait: float) -> list[Msg]:
+    async def _take(self, queue: str, limit: int, wait: float, lease: float) -> list[Received]:
         for last in (False, True):
-            puller, _ = await self._puller(queue)
+            puller, standing = await self._puller(queue)
             try:
-                return await puller.take(limit, wait)
+                return await puller.take(
+                    limit, wait, ahead=lease != standing
+                )  # its lease is then told when it is taken
             except Gone:
                 if self._pullers.get(queue, (None,))[0] is puller:
                     del self._pullers[queue]
-                    await puller.stop(Unavailable(f"{self._link.address.url}: queue {queue!r} was made anew"))
+                    puller.stop(Unavailable(f"{self._link.address.url}: queue {queue!r} was made anew"))
                 if last:
                     raise await self._publishing.absent(queue) from None
         return []
@@ -207,31 +210,30 @@ class NatsDriver:
             except JetStreamError as error:
                 raise self._missing(queue, error) from error
             puller = Puller(self._link, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self._names.consumer}")
-            try:
-                await puller.start()
-            except FOREIGN as error:
-                raise Unavailable(f"{self._link.address.url}: {error}") from error
             self._pullers[queue] = standing = (puller, info["config"].get("ack_wait", ACK_WAIT * 1e9) / 1e9)
         return standing
 
-    async def _due(self, queue: str, messages: Sequence[Msg], lease: float) -> list[Delivery]:
+    async def _due(self, queue: str, messages: Sequence[Received], lease: float) -> list[Delivery]:
         """Those that may be seen, under their lease; the others go back until they may."""
         _, standing = self._pullers.get(queue, (None, 0.0))
         deadline = asyncio.get_running_loop().time() + lease
         found: list[Delivery] = []
+        answers: list[bytes] = []
         for message in messages:
             delivered, sequence, stored = _told(message.reply)
             attempt = delivered
-            if message.headers and DELAY in message.headers:
+            if message.headers and (delay := header(message, _DELAY)) is not None:
                 attempt = max(1, delivered - 1)  # the first was too early
-                early = stored + float(message.headers[DELAY]) - await self._api.earliest(self._names.bucket)
+                early = stored + float(delay) - await self._api.earliest(self._names.bucket)
                 if early > 0:
-                    await self._link.send(message.reply, nak(early))
+                    answers.append(ack(message.reply, nak(early)))
                     continue
             if lease != standing:
-                await self._link.send(message.reply, nak(lease))
+                answers.append(ack(message.reply, nak(lease)))
             held = Held(message.reply, sequence, delivered, deadline)
             found.append(Delivery(queue, message.data, attempt, held))
+        if answers:
+            self._link.wire.write(b"".join(answers))
         return found
 
     # ------------------------------------------------------------------------------------------------------ settling
@@ -241,7 +243,7 @@ class NatsDriver:
             check_settlement(item, self.caps.max_body)
         now = asyncio.get_running_loop().time()
         results = [Settled.UNKNOWN] * len(batch)
-        calls: list[Call] = []
+        answers: list[tuple[bytes, bytes]] = []
         asked: list[int] = []
         moved = await self._move(queue, [item for item in batch if isinstance(item, Move) and _live(item, now)])
         for at, item in enumerate(batch):
@@ -251,22 +253,35 @@ class NatsDriver:
                 continue
             if isinstance(item, Extend):
                 held.deadline = now + item.lease
-                calls.append((held.ack, nak(item.lease), None))
+                answers.append((held.ack, nak(item.lease)))
             elif isinstance(item, Move) and held not in moved:
                 continue  # its lease will tell
             else:
                 held.settled = True
-                calls.append((held.ack, nak(item.delay) if isinstance(item, Nack) else _ACK, None))
+                answers.append((held.ack, nak(item.delay) if isinstance(item, Nack) else _ACK))
             asked.append(at)
-        for at, answer in zip(asked, await self._link.ask(calls), strict=True):
-            if answer is not None and not answer.headers:
+        told = await self._tell(answers)
+        for at in asked:
+            if told:
                 results[at] = Settled.DONE
             elif not isinstance(batch[at], Extend):
                 batch[at].delivery.receipt.settled = False  # it may be tried again
         return results
 
+    async def _tell(self, answers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Answer deliveries of one queue; whether the server took it. Its consumer takes what one connection sends in
+        the order of sending, so it is asked about the last only."""
+        if not answers:
+            return True
+        *others, (last, body) = answers
+        before = b"".join([ack(reply, said) for reply, said in others])
+        [answer] = await self._link.ask([(last.decode(), body, None)], before=before)
+        return answer is not None and not answer.headers
+
     async def _move(self, queue: str, moves: Sequence[Move]) -> set[Held]:
         """Publish the copies; returns the receipts of those that are confirmed. Sent again, a copy is the same."""
+        if not moves:
+            return set()
         moves = list({item.delivery.receipt: item for item in moves if not item.delivery.receipt.settled}.values())
         calls: list[Call] = []
         for item in moves:
@@ -287,9 +302,9 @@ def _live(item: Settlement, now: float) -> bool:
     return now < item.delivery.receipt.deadline
 
 
-def _told(reply: str) -> tuple[int, int, float]:
+def _told(reply: bytes) -> tuple[int, int, float]:
     """What a message's reply subject says: how often it was delivered, its sequence, when it was stored."""
     # $JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<…>.<time>.<pending>; with a domain two tokens come before
-    tokens = reply.split(".")
+    tokens = reply.split(b".")
     at = 4 if len(tokens) < 11 else 6
     return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 3]) / 1e9

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
-from nats.aio.msg import Msg
 
 from ...errors import EasybusError, Unavailable, Unroutable
 from ...message import new_id
 from ..contract import Publication
-from .api import Api, status
+from .api import Api
 from .failures import NO_STREAM, JetStreamError, refused
 from .link import Call
 from .names import Names, check_publication, message_id
 from .topology import LONG, Snapshot, Topology, no_queue, no_topic, too_old
+from .wire import Received, status
 
 __all__ = ["DELAY", "Publishing"]
 
@@ -108,7 +108,7 @@ class Publishing:
         subject, _, others = self.call(queue, Publication(False, queue, body, delay=delay), 0.0)
         return subject, body, headers | (others or {})
 
-    def failure(self, answer: Msg | None) -> Exception | None:
+    def failure(self, answer: Received | None) -> Exception | None:
         """Why a copy is not confirmed; None: it is."""
         if answer is None:
             return self._api.link.silent("a publish: it may or may not be there")

@@ -20,9 +20,10 @@ import msgspec
 from ...errors import BadDelay, DeclaredOtherwise, NotDeclared, TooLarge, Unavailable
 from ...routing import Routes
 from ..contract import Binding, Change, DeclareQueue, DeclareTopic
-from .api import Api, status
+from .api import Api
 from .failures import NO_CONSUMER, NO_MESSAGE, NO_STREAM, OTHER_STREAM, WRONG_SEQUENCE, JetStreamError, refused
 from .names import Names, check_change
+from .wire import status
 
 __all__ = ["ACK_WAIT", "Snapshot", "Topology", "no_queue", "no_topic"]
 
@@ -205,7 +206,7 @@ class Topology:
 
     async def _store(self, document: _Document, sequence: int) -> bool:
         body = msgspec.json.encode(document)
-        most = int(self._api.link.info.get("max_payload", 1 << 20)) - 1024
+        most = int(self._api.link.wire.info.get("max_payload", 1 << 20)) - 1024
         if len(body) > most:
             raise TooLarge(f"{self._url}: queues and bindings take {len(body)} bytes, the server's max_payload is less")
         headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}

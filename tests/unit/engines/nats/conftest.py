@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from tests.servers.nats import NatsServer
@@ -18,6 +18,17 @@ Opener = Callable[..., Awaitable[Driver]]
 @pytest.fixture
 def url(nats_server: NatsServer) -> str:
     return nats_server.prefix()
+
+
+@pytest.fixture
+def own_server() -> Iterator[NatsServer]:
+    """One that is hurt: not the session's."""
+    server = NatsServer(sync=True, max_payload=1 << 20)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 @pytest.fixture

@@ -144,6 +144,27 @@ async def test_past_its_lease_only_an_ack_is_sent(driver: Driver) -> None:
     assert await driver.settle("work", [Ack(holder)]) == [Settled.DONE]
 
 
+async def test_one_answer_tells_of_a_batch_of_acks(driver: NatsDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"%d" % number) for number in range(200)])
+    held = await receive(driver, "work", 200, ack=False)
+    ask, answered = driver._link.ask, [False, True]
+
+    async def counted(calls: Any, seconds: float | None = None, **others: Any) -> Any:
+        assert len(calls) == 1
+        return await ask(calls, seconds, **others) if answered.pop(0) else [None]
+
+    monkeypatch.setattr(driver._link, "ask", counted)
+    acks = [Ack(one) for one in held]
+    assert await driver.settle("work", acks) == [Settled.UNKNOWN] * 200
+    assert await driver.settle("work", acks) == [Settled.DONE] * 200  # tried again: nothing of it is in doubt
+    assert await driver.settle("work", acks) == [Settled.STALE] * 200
+    monkeypatch.undo()
+    async with asyncio.timeout(5.0):
+        while (await driver._api.stream_info(driver._names.stream("work")))["state"]["messages"]:
+            await asyncio.sleep(0.01)
+
+
 async def test_two_prefixes_do_not_see_each_other(driver: Driver, nats_server: NatsServer, opened: Opener) -> None:
     other = await opened(nats_server.prefix())
     await topology(driver, ["emails"], "orders")
@@ -228,12 +249,12 @@ async def test_a_stream_that_was_set_up_to_forget_is_told(driver: Driver, opened
 async def test_a_request_that_nobody_answers_is_made_again(driver: NatsDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     ask, unanswered = driver._link.ask, ["STREAM.CREATE", "CONSUMER.DURABLE.CREATE", "STREAM.INFO"]
 
-    async def deaf(calls: Any, seconds: float | None = None) -> Any:
+    async def deaf(calls: Any, seconds: float | None = None, **others: Any) -> Any:
         for what in unanswered:
             if what in calls[0][0]:
                 unanswered.remove(what)
                 return [None]
-        return await ask(calls, seconds)
+        return await ask(calls, seconds, **others)
 
     monkeypatch.setattr(driver._link, "ask", deaf)
     await topology(driver, ["emails"])

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from tests.servers import HOST, free_port
@@ -21,17 +21,6 @@ from easybus.engines.contract import Ack, DeclareQueue, Driver, Move, Nack, Publ
 from easybus.engines.registry import create
 from easybus.errors import BadDelay, ConfigurationError, EasybusError, TooLarge, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
-
-
-@pytest.fixture
-def own_server() -> Iterator[NatsServer]:
-    """One that is hurt: not the session's."""
-    server = NatsServer(sync=True, max_payload=1 << 20)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture
