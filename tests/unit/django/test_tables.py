@@ -17,9 +17,13 @@ from tests.unit.transactions.shop import Shop
 from easybus import Bus
 from easybus.clock import SystemClock
 from easybus.django.tables import tables_in
+from easybus.engines.mysql import schema as of_mysql
+from easybus.engines.postgresql import schema as of_postgresql
 from easybus.engines.registry import create
+from easybus.engines.sqlite import schema as of_sqlite
 
 Project = Callable[[Bus], Bus]
+NEWEST = {"sqlite": of_sqlite.VERSION, "postgresql": of_postgresql.VERSION, "mariadb": of_mysql.VERSION}
 
 
 def version(alias: str, url: str) -> int | None:
@@ -53,7 +57,7 @@ def test_a_migration_makes_the_tables_and_a_bus_finds_them(place: Place, project
     bus = project(Bus(place.url))
     assert version(place.alias, place.url) is None
     migrate(place.alias)
-    assert version(place.alias, place.url) == 1
+    assert version(place.alias, place.url) == NEWEST[place.kind]
     assert sends(place, bus)
 
 
@@ -65,7 +69,23 @@ def test_after_a_bus_has_made_them_a_migration_changes_nothing_and_again_neither
     migrate(place.alias)
     back(place.alias)
     migrate(place.alias)
-    assert version(place.alias, place.url) == 1
+    assert version(place.alias, place.url) == NEWEST[place.kind]
+    assert sends(place, bus)
+
+
+@pytest.mark.parametrize("kind", ["mariadb"])
+def test_the_tables_of_an_older_easybus_are_brought_up_to_date_by_the_next_migration(
+    place: Place, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = project(Bus(place.url))
+    with monkeypatch.context() as older:
+        this_version = of_mysql._THIS_VERSION.replace(f"'{of_mysql.VERSION}'", "'1'")
+        for name, value in (("VERSION", 1), ("MIGRATIONS", of_mysql.MIGRATIONS[:1]), ("_THIS_VERSION", this_version)):
+            older.setattr(of_mysql, name, value)
+        call_command("migrate", "easybus", "0001", database=place.alias, verbosity=0)
+        assert version(place.alias, place.url) == 1
+    migrate(place.alias)
+    assert version(place.alias, place.url) == NEWEST[place.kind]
     assert sends(place, bus)
 
 
@@ -74,7 +94,7 @@ def test_a_storage_in_another_database_than_the_engine_gets_its_tables_there(pla
     call_command("migrate", "easybus", database="default", verbosity=0)
     assert version(place.alias, place.url) is None
     migrate(place.alias)
-    assert version(place.alias, place.url) == 1
+    assert version(place.alias, place.url) == NEWEST[place.kind]
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -110,7 +130,7 @@ def test_in_a_test_run_the_tables_are_made_in_the_test_database(
         (engine,) = tables_in("in_test")
         with connections["in_test"].cursor() as cursor:
             cursor.execute(engine.schema_version())
-            assert int(cursor.fetchone()[0]) == 1
+            assert int(cursor.fetchone()[0]) == NEWEST[place.kind]
         assert version(place.alias, place.url) is None
     finally:
         connections["in_test"].close()
