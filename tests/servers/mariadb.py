@@ -20,7 +20,7 @@ class MariadbServer(Server):
     name = "mariadb"
     user = "mysql"
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         chosen = os.environ.get("EASYBUS_TEST_MYSQL")
         folders = (chosen,) if chosen else ("/usr/sbin", "/usr/local/bin")
         server = find_program("mariadbd", folders=folders)
@@ -29,6 +29,7 @@ class MariadbServer(Server):
         if server is None or install is None or client is None:
             missing("MariaDB (apt-get install mariadb-server)")
         self._server, self._install, self._client = server, install, client
+        self._options = options
         self._numbers = itertools.count(1)
         super().__init__()
 
@@ -42,7 +43,7 @@ class MariadbServer(Server):
 
     def prepare(self) -> None:
         self.run(
-            *(self._install, "--no-defaults", f"--datadir={self._data}"),
+            *(self._install, "--no-defaults", f"--datadir={self._data}", *self._options),
             *("--auth-root-authentication-method=normal", "--skip-test-db", f"--tmpdir={self.folder}"),
         )
 
@@ -53,6 +54,7 @@ class MariadbServer(Server):
             *(f"--bind-address={HOST}", f"--socket={self._socket}", f"--pid-file={self.folder / 'pid'}"),
             f"--tmpdir={self.folder}",  # what is left in a shared one, another server that starts would remove
             *("--max-connections=300", "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=64M"),
+            *self._options,
         ]
 
     def answers(self) -> bool:

@@ -27,6 +27,8 @@ class NatsServer(Server):
         sync: bool = False,
         tls: bool = False,
         max_payload: int = 8 << 20,
+        max_file_store: int | None = None,
+        denied: dict[str, object] | None = None,
         password: str = PASSWORD,
         program: str | None = None,
     ) -> None:
@@ -39,6 +41,8 @@ class NatsServer(Server):
         self._sync = sync
         self._tls = tls
         self._max_payload = max_payload
+        self._max_file_store = max_file_store
+        self._denied = denied
         self._password = password
         self._numbers = itertools.count(1)
         super().__init__()
@@ -50,9 +54,14 @@ class NatsServer(Server):
             "max_payload": self._max_payload,
             "authorization": {"user": USER, "password": self._password},
         }
+        if self._denied is not None:
+            all_rights = {"user": USER, "password": self._password}
+            poor = {"user": "poor", "password": "secret", "permissions": self._denied}
+            settings["authorization"] = {"users": [all_rights, poor]}
         if self._jetstream:
             syncing = {"sync_interval": "always"} if self._sync else {}
-            settings["jetstream"] = {"store_dir": str(self.folder / "data")} | syncing
+            limits = {} if self._max_file_store is None else {"max_file_store": self._max_file_store}
+            settings["jetstream"] = {"store_dir": str(self.folder / "data")} | syncing | limits
         if self._tls:
             key = str(self.folder / "key.pem")
             self.run(
@@ -61,6 +70,11 @@ class NatsServer(Server):
             )
             settings["tls"] = {"cert_file": self.certificate, "key_file": key}
         (self.folder / "server.conf").write_text(json.dumps(settings, indent=1, ensure_ascii=False))
+
+    def configure(self, *, jetstream: bool) -> None:
+        """Its settings at the next start."""
+        self._jetstream = jetstream
+        self.prepare()
 
     @property
     def certificate(self) -> str:

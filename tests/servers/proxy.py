@@ -1,9 +1,13 @@
-"""A TCP proxy that a test cuts, at once or after so many bytes to the server, in the middle of a frame, or silences."""
+"""A TCP proxy that a test cuts, at once or after so many bytes to the server, in the middle of a frame, or silences.
+
+It can also put other words of the same length into the server's mouth: a server that says it is an older one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 
 from . import HOST
 
@@ -13,8 +17,10 @@ __all__ = ["Proxy"]
 class Proxy:
     """Between a client and the server on `port`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, says: tuple[bytes, bytes] | None = None) -> None:
+        """`says`: a pattern of the server's words, and those of the same length that the client hears instead."""
         self._target = port
+        self._says = says
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -78,6 +84,10 @@ class Proxy:
                         self.cut()
                         return
                     continue
+                if self._says is not None and not from_client:
+                    heard = re.sub(*self._says, data)
+                    assert len(heard) == len(data)
+                    data = heard
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

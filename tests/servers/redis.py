@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import socket
+from pathlib import Path
 
 from . import HOST, Server, find_program, missing
 
@@ -27,9 +28,14 @@ class RedisServer(Server):
         self._options = options
         self._numbers = itertools.count(1)
         super().__init__()
+        self._data = self.folder
+
+    def keep_in(self, folder: Path) -> None:
+        """Where its data lie; before its first start."""
+        self._data = folder
 
     def command(self) -> list[str]:
-        settings = ["--bind", HOST, "--port", str(self.port), "--dir", str(self.folder), "--daemonize", "no"]
+        settings = ["--bind", HOST, "--port", str(self.port), "--dir", str(self._data), "--daemonize", "no"]
         settings += ["--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", ""]
         settings += ["--appendonly", "yes", "--appendfsync", "always"]
         return [self._program, *settings, *self._options]

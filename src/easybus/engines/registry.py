@@ -53,8 +53,7 @@ def create(url: str, clock: Clock) -> Engine:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("easybus") or not extra:
             raise
-        raise MissingExtra(
-            f"{parts.scheme}:// needs the package {error.name}: pip install 'easybus[{extra}]'"
-        ) from error
+        package = error.name.partition(".")[0]
+        raise MissingExtra(f"{parts.scheme}:// needs the package {package}: pip install 'easybus[{extra}]'") from error
     engine: Engine = module.create(url, clock)
     return engine

@@ -85,8 +85,7 @@ class Connections:
             tries += 1
             try:
                 if self.prepare is not None and not self._prepared:
-                    await self.prepare(link)
-                    self._prepared = True
+                    await self._make_anew(link)
                 return await work(link)
             except Exception as error:
                 lost = not link.alive  # then the library may raise whatever it stumbles over
@@ -106,6 +105,15 @@ class Connections:
                 cut.cancel()
                 self.give_back(link)
             await asyncio.sleep(random.uniform(0, 0.01) * tries)
+
+    async def _make_anew(self, link: Link) -> None:
+        """The tables were there when the engine was opened, and may be again: nobody is to give up for that."""
+        assert self.prepare is not None  # noqa: S101 - its caller has looked
+        try:
+            await self.prepare(link)
+        except ConfigurationError as error:
+            raise Unavailable(str(error)) from error
+        self._prepared = True
 
     async def borrow(self, patience: float | None) -> Link:
         """A connection; whoever borrows gives it back. `patience`: seconds to wait for a free one."""

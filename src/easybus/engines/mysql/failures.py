@@ -11,6 +11,7 @@ from asyncmy import errors as theirs
 
 from ...errors import ConfigurationError, EasybusError, Refused, TooLarge, Unavailable
 from ..certificates import untrusted
+from ..unreached import unreached
 
 _named: Any = theirs
 
@@ -42,6 +43,16 @@ REFUSED = {
 }
 TOO_LARGE = (1153, 1118, 1301, 1534)
 """A packet or a row over one of the server's limits."""
+_DISK = "the server's disk, or the space that it was given, is full: free some; then it goes on by itself"
+PASSES = {
+    # what may be tried again, and is better mended
+    1021: _DISK,
+    1114: _DISK,
+    1041: "the server is out of memory: give it more",
+    1040: "the server has no connection left: raise max_connections, or lower connections= in the URL",
+    1203: "the user has no connection left: raise max_user_connections, or lower connections= in the URL",
+    1290: "the server takes no writes: name the primary, or several hosts, in the URL",
+}
 LOCK_WAIT = 1205
 AGAIN = (LOCK_WAIT, 1213, 1062, 1020)
 """A lock waited for in vain, a deadlock, a row that another has just added or changed: the same call, made again, may
@@ -72,7 +83,8 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
         return TooLarge(f"{url}: {_text(error)}: raise the server's max_allowed_packet, or send less at once")
     if number in REFUSED:
         return Refused(f"{url}: {_text(error)}: {REFUSED[number]}")
-    return Unavailable(f"{url}: {_text(error)}")
+    advice = f": {PASSES[number]}" if number in PASSES else unreached(error)
+    return Unavailable(f"{url}: {_text(error)}{advice}")
 
 
 def code(error: BaseException) -> int:

@@ -16,6 +16,11 @@ from .wire import status
 
 __all__ = ["Api"]
 
+
+class Off(Unavailable):
+    """The server has no JetStream now."""
+
+
 SCHEDULES = (2, 12)
 """The server's version from which it delivers at a time."""
 _FIRST_PATIENCE = 0.5
@@ -69,6 +74,10 @@ class Api:
         """Whether the server has JetStream. Raises `ConfigurationError`, `Unavailable`."""
         try:
             await self.request("INFO", slow=True)
+        except Off as error:
+            if self.link.wire.info.get("jetstream"):
+                raise
+            raise ConfigurationError(str(error)) from None
         except JetStreamError as error:
             if error.code in (10039, 10076):
                 raise ConfigurationError(
@@ -76,10 +85,10 @@ class Api:
                 ) from None
             raise refused(error, self.link.address.url) from error
 
-    def _off(self) -> ConfigurationError | Unavailable:
+    def _off(self) -> Off:
         if self.link.wire.info.get("jetstream"):  # it is only starting, or without a leader
-            return Unavailable(f"{self.link.address.url}: JetStream does not answer yet")
-        return ConfigurationError(
+            return Off(f"{self.link.address.url}: JetStream does not answer yet")
+        return Off(
             f"{self.link.address.url}: JetStream is off: start the server with -js, or with a jetstream block in its "
             "configuration"
         )

@@ -30,7 +30,7 @@ from .link import Call, Link
 from .names import CAPABILITIES, Names, capabilities, check_settlement, message_id
 from .publishing import DELAY, Publishing
 from .pulling import Gone, Puller, nak
-from .topology import ACK_WAIT, Topology, no_queue
+from .topology import ACK_WAIT, Topology, no_queue, throws_away
 from .wire import Received, ack, header
 
 __all__ = ["NatsDriver"]
@@ -68,6 +68,7 @@ class NatsDriver:
         self._pullers: dict[str, tuple[Puller, float]] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         link.on_lost.append(self._lost)
+        link.on_forbidden.append(self._forbidden)
 
     async def start(self) -> None:
         """Look whether the server serves. Raises `ConfigurationError`, `Unavailable`."""
@@ -80,6 +81,11 @@ class NatsDriver:
         error = Unavailable(f"{self._link.address.url}: the connection was lost")
         for puller, _ in pullers.values():
             puller.fail(error)
+
+    def _forbidden(self, subject: str, error: Refused) -> None:
+        for puller, _ in self._pullers.values():
+            if puller.subject.lower() == subject:
+                puller.fail(error)
 
     async def stop(self) -> None:
         """End every fetch."""
@@ -149,6 +155,8 @@ class NatsDriver:
                     f"stream {config['name']} lies in memory: what is in it is gone when its servers stop; "
                     "make it anew with storage file"
                 )
+            if limits := throws_away(config):
+                found.append(f"stream {config['name']} {limits}")
             if config.get("persist_mode") == "async":
                 found.append(
                     f"stream {config['name']} confirms before it has written (persist_mode async): what was confirmed "

@@ -6,6 +6,7 @@ import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from ...errors import ConfigurationError, Refused
 from ..contract import DeadLetterStorage, IdempotencyStorage, Known, OutboxStorage, TransactionStorage
 from .address import Address
 from .driver import NatsDriver
@@ -34,6 +35,9 @@ class NatsEngine:
         try:
             await self._link.open()
             await self.driver.start()
+        except Refused as error:
+            await self.close()
+            raise ConfigurationError(str(error)) from error
         except BaseException:
             await self.close()
             raise

@@ -14,6 +14,7 @@ import nats.errors
 
 from ...errors import BadDelay, ConfigurationError, EasybusError, EngineError, Refused, TooLarge, Unavailable
 from ..certificates import untrusted
+from ..unreached import unreached
 
 NO_STREAM = 10059
 NO_CONSUMER = 10014
@@ -22,6 +23,8 @@ OTHER_STREAM = 10058
 LEADERLESS = (10008, 10009)
 """The cluster elects a leader."""
 WRONG_SEQUENCE = (10071, 10164)
+FORBIDDEN = 403
+"""What the server sends beside the answers, for a subject that the user may not publish to."""
 _TOO_LARGE = (10054,)
 _NO_SCHEDULES = (10188, 10189, 10190, 10191, 10192)
 _REFUSED = {
@@ -30,6 +33,15 @@ _REFUSED = {
     10052: "the server does not take what easybus declares: is it 2.12 or later?",
     10065: "another stream holds these subjects: delete it, or write ?prefix= in the URL",
     10074: "?replicas= needs a cluster of as many servers",
+    FORBIDDEN: "allow the user to publish there, as docs/engines.md says, in the server's configuration",
+}
+_FULL = "let the consumers catch up, or raise"
+_PASSES = {
+    10002: f"{_FULL} the account's limits",
+    10023: f"{_FULL} max_file_store in the server's configuration, or free some of its disk",
+    10028: f"{_FULL} the account's limits",
+    10047: f"{_FULL} max_file_store in the server's configuration, or free some of its disk",
+    10077: f"{_FULL} the stream's limits",
 }
 FOREIGN: tuple[type[BaseException], ...] = (nats.errors.Error, OSError, EOFError, asyncio.TimeoutError)
 """Errors of the client library and the network."""
@@ -51,7 +63,8 @@ def refused(error: JetStreamError, url: str) -> EngineError:
         return BadDelay(f"{url}: {error}")
     if error.code in _REFUSED:
         return Refused(f"{url}: {error}: {_REFUSED[error.code]}")
-    return Unavailable(f"{url}: {error}")
+    advice = f": {_PASSES[error.code]}" if error.code in _PASSES else ""
+    return Unavailable(f"{url}: {error}{advice}")
 
 
 def unconnected(error: BaseException, url: str) -> EasybusError:
@@ -63,6 +76,10 @@ def unconnected(error: BaseException, url: str) -> EasybusError:
             f"{url}: the server refuses this user, password, token or credentials; mend the URL "
             "(special characters as %XX), or the server's accounts"
         )
+    if "permissions violation" in lower:
+        return ConfigurationError(
+            f"{url}: {said}: allow the user to subscribe to _INBOX.>, in the server's configuration"
+        )
     if (why := untrusted(error, "tls_ca")) is not None:
         return ConfigurationError(f"{url}: {why}")
     if isinstance(error, ssl.SSLError):
@@ -71,7 +88,7 @@ def unconnected(error: BaseException, url: str) -> EasybusError:
         return ConfigurationError(f"{url}: a file that the URL names cannot be read")
     if "secure connection" in lower:
         return ConfigurationError(f"{url}: {said}: write tls:// where the server wants TLS, nats:// where it has none")
-    return Unavailable(f"{url}: {said}")
+    return Unavailable(f"{url}: {said}{unreached(error)}")
 
 
 def _text(error: BaseException) -> str:

@@ -14,29 +14,33 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import msgspec
 import nats.errors
 
-from ...errors import EasybusError, NotOpen, Unavailable
+from ...errors import EasybusError, NotOpen, Refused, Unavailable
 from .address import Address
-from .failures import FOREIGN, unconnected
+from .failures import FORBIDDEN, FOREIGN, JetStreamError, refused, unconnected
 from .wire import Received, Wire, publication
 
 __all__ = ["Call", "Link"]
 
 Call: TypeAlias = "tuple[str, bytes, dict[str, str] | None]"
 """Subject, payload, headers."""
+_FORBIDDEN = re.compile(r'permissions violation for publish to "(.*)"')
 _logger = logging.getLogger("easybus")
 
 
 class _Round:
     """Calls that were sent together, and their answers."""
 
-    def __init__(self, number: int) -> None:
-        self.answers: list[Received | None] = [None] * number
-        self.left = number
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        self.answers: list[Received | None] = [None] * len(calls)
+        self.left = len(calls)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def answer(self, at: int, message: Received) -> None:
@@ -58,6 +62,8 @@ class Link:
         self.address = address
         self.on_lost: list[Callable[[], None]] = []
         """Called each time the connection is lost."""
+        self.on_forbidden: list[Callable[[str, Refused], None]] = []
+        """Called with a subject that the user may not publish to, in small letters."""
         self._wire: Wire | None = None
         self._said = ""
         self._rounds: dict[bytes, _Round] = {}
@@ -126,6 +132,7 @@ class Link:
             problems.append(error)
             del problems[:-1]
             self._said = str(error)  # such as a missing permission; never holds a password
+            self._forbid(self._said)
             _logger.debug("%s: %s", self.address.url, error)
 
         connecting = wire.client.connect(
@@ -152,6 +159,8 @@ class Link:
         await wire.client.flush(timeout=int(self.address.timeout) + 1)
         if wire.client.is_closed:
             raise nats.errors.ConnectionClosedError
+        if problems:  # it may not listen for answers
+            raise problems[-1]
         self._inbox = inbox
         self._said = ""
         self._lost.clear()
@@ -233,7 +242,7 @@ class Link:
             return []
         self._number += 1
         number = b"%d" % self._number
-        asked = self._rounds[number] = _Round(len(calls))
+        asked = self._rounds[number] = _Round(calls)
         reply = f"{self._inbox}.{self._number}."
         lines = [
             publication(subject, body, f"{reply}{at}", headers) for at, (subject, body, headers) in enumerate(calls)
@@ -252,9 +261,30 @@ class Link:
         if (asked := self._rounds.get(number)) is not None:
             asked.answer(int(at), message)
 
-    def silent(self, what: str) -> Unavailable:
-        """The error for a call that had no answer."""
+    def silent(self, what: str, means: str = "") -> Unavailable:
+        """The error for a call that had no answer, and what that means."""
         return Unavailable(
-            f"{self.address.url}: no answer to {what} within {self.address.timeout:g} s"
+            f"{self.address.url}: no answer to {what} within {self.address.timeout:g} s{means and ': '}{means}"
             f"{self._said and ', the last error was: '}{self._said}"
         )
+
+    def _forbid(self, said: str) -> None:
+        """What the user may not publish to is refused beside the answers: those who wait for one are told."""
+        found = _FORBIDDEN.search(said)
+        if found is None:
+            return
+        lowered = found[1]  # by the client library
+        asking = [
+            (asked, at, subject)
+            for asked in self._rounds.values()
+            for at, (subject, _, _) in enumerate(asked.calls)
+            if subject.lower() == lowered
+        ]
+        if len({subject for _, _, subject in asking}) > 1:
+            return  # which of them, nobody knows
+        problem = {"err_code": FORBIDDEN, "description": f"the user may not publish to {lowered}"}
+        answer = Received(b"", b"", b"NATS/1.0 %d\r\n\r\n" % FORBIDDEN, msgspec.json.encode({"error": problem}))
+        for asked, at, _ in asking:
+            asked.answer(at, answer)
+        for told in self.on_forbidden:
+            told(lowered, Refused(str(refused(JetStreamError(problem), self.address.url))))

@@ -111,7 +111,9 @@ class Publishing:
     def failure(self, answer: Received | None) -> Exception | None:
         """Why a copy is not confirmed; None: it is."""
         if answer is None:
-            return self._api.link.silent("a publish: it may or may not be there")
+            return self._api.link.silent(
+                "a publish", "it may or may not be there; a server whose disk is full does so, and says it in its log"
+            )
         try:
             ack = _decode(answer.data)
         except msgspec.MsgspecError:

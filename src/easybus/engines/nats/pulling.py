@@ -78,7 +78,7 @@ class Puller:
         """`subject`: where the server is asked for messages."""
         self._link = link
         self._wire = link.wire
-        self._subject = subject
+        self.subject = subject
         self._inbox: str = self._wire.client.new_inbox()
         self._number = 0
         self._waiters: deque[_Waiter] = deque()
@@ -206,7 +206,7 @@ class Puller:
         waiter.request = token.encode()
         self._waiters.append(waiter)
         self._requests[waiter.request] = waiter
-        self._wire.write(publication(self._subject, msgspec.json.encode(content), token))
+        self._wire.write(publication(self.subject, msgspec.json.encode(content), token))
 
     def back(self, messages: Iterable[Received]) -> None:
         """Put these back."""

@@ -244,6 +244,8 @@ class Topology:
         standing = await self._create(config)
         if not set(config["subjects"]) <= set(standing["subjects"]) or standing["retention"] != "workqueue":
             raise DeclaredOtherwise(f"{self._url}: stream {stream} is none of easybus': delete it, or write ?prefix=")
+        if limits := throws_away(standing):
+            raise DeclaredOtherwise(f"{self._url}: stream {stream} {limits}")
         if self._api.schedules and not standing.get("allow_msg_schedules"):  # made by an older server
             await self._api.request(f"STREAM.UPDATE.{stream}", {**standing, "allow_msg_schedules": True})
         await self.ensure_consumer(queue)
@@ -291,6 +293,20 @@ class Topology:
             self.forget()
         if queue in (await self.current()).queues:  # declared again meanwhile
             await self._make(queue)
+
+
+def throws_away(config: dict[str, Any]) -> str:
+    """What of a stream's settings makes it throw messages away, and what to do; empty: nothing does. Where there are
+    schedules, the server makes room for new messages and takes no setting that refuses them."""
+    limits = [name for name in ("max_age", "max_bytes", "max_msgs", "max_msgs_per_subject") if config.get(name, 0) > 0]
+    if config.get("discard") == "new":
+        limits = [name for name in limits if name in ("max_age", "max_msgs_per_subject")]
+    if not limits:
+        return ""
+    return (
+        f"throws its oldest messages away at its limit ({', '.join(limits)}): take that away (nats stream edit), and "
+        "limit the account instead, or max_file_store: then new messages are refused"
+    )
 
 
 def _stream(names: Names, queue: str, replicas: int, *, schedules: bool) -> dict[str, Any]:

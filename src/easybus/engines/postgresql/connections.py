@@ -80,8 +80,7 @@ class Connections:
             cut = Cut(connection, self._location.timeout)
             try:
                 if self.prepare is not None and not self._prepared:
-                    await self.prepare(connection)
-                    self._prepared = True
+                    await self._make_anew(connection)
                 return await work(connection)
             except Exception as error:
                 if isinstance(error, EasybusError) or not is_foreign(error):
@@ -102,6 +101,15 @@ class Connections:
                 self.give_back(connection)
             await asyncio.sleep(random.uniform(0, 0.01) * tries)
         raise AssertionError("unreachable")
+
+    async def _make_anew(self, connection: Connection) -> None:
+        """The tables were there when the engine was opened, and may be again: nobody is to give up for that."""
+        assert self.prepare is not None  # noqa: S101 - its caller has looked
+        try:
+            await self.prepare(connection)
+        except ConfigurationError as error:
+            raise Unavailable(str(error)) from error
+        self._prepared = True
 
     async def borrow(self, patience: float | None) -> Connection:
         """A connection; whoever borrows gives it back. `patience`: seconds to wait for a free one."""

@@ -11,6 +11,7 @@ import asyncpg
 
 from ...errors import ConfigurationError, EasybusError, Refused, Unavailable
 from ..certificates import untrusted
+from ..unreached import unreached
 
 REFUSED = {
     # class or code: what to do about it
@@ -24,6 +25,13 @@ MISCONFIGURED = {
     "28": "the server refuses this user or password; mend the URL (special characters as %XX), or pg_hba.conf",
     "3D000": "there is no such database: createdb it, or mend the URL",
     "42704": "the server does not know an option of the URL",
+}
+PASSES = {
+    # what may be tried again, and is better mended
+    "53100": "the server's disk is full: free some; then it goes on by itself",
+    "53200": "the server is out of memory: give it more, or its queries less (work_mem)",
+    "53300": "the server has no connection left: raise max_connections, or lower connections= in the URL",
+    "25006": "the server takes no writes: name the primary, or several hosts, in the URL",
 }
 AGAIN = ("40001", "40P01")
 """Serialization failure, deadlock: the same call, made again, may succeed at once."""
@@ -49,7 +57,8 @@ def translated(error: BaseException, url: str, *, first: bool = False) -> Easybu
     for known, advice in REFUSED.items():
         if code.startswith(known):
             return Refused(f"{url}: {_text(error)}: {advice}")
-    return Unavailable(f"{url}: {_text(error)}")
+    advice = f": {PASSES[code]}" if code in PASSES else unreached(error)
+    return Unavailable(f"{url}: {_text(error)}{advice}")
 
 
 def is_foreign(error: BaseException) -> bool:

@@ -124,20 +124,20 @@ def script(names: Names, since: int) -> str:
 async def prepare(connection: Connection, names: Names, url: str) -> None:
     """Make the tables, or bring them up to date.
 
-    Raises `ConfigurationError` for those of a newer easybus, and where the role may not make them.
+    Raises `ConfigurationError` for those of a newer easybus, and where the role may not make or use them.
     """
-    found = await _version(connection, names, url)
-    if found == VERSION:
-        return
+    found = 0
     try:
-        await _migrate(connection, names, url)
+        found = await _version(connection, names, url)
+        if found < VERSION:
+            await _migrate(connection, names, url)
     except Exception as error:
         if getattr(error, "sqlstate", None) != _NO_PRIVILEGE:
             raise
         since = f" --from {found}" if found else ""
         raise ConfigurationError(
-            f"{url}: this role may not make the bus's tables ({error}); a role that may runs what this prints: "
-            f"easybus schema --url '{url}'{since}"
+            f"{url}: this role may not make the bus's tables, or use them ({error}); what a role that may runs, and "
+            f"GRANTs to this one, is printed by: easybus schema --url '{url}'{since}"
         ) from error
 
 

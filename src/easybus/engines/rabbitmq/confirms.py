@@ -67,7 +67,7 @@ class Confirms:
         Raises: `Unavailable` where nothing was sent.
         """
         if self._link.blocked:
-            raise _blocked(self._link.blocked)
+            raise self._link.refusal()
         publishing = self._publishing
         if publishing is None or publishing.over:
             publishing = await self._open()
@@ -80,7 +80,7 @@ class Confirms:
             publishing = _Publishing()
             await publishing.open(self._link)
             if self._link.blocked:
-                raise _blocked(self._link.blocked)
+                raise self._link.refusal()
             self._publishing = publishing
             return publishing
 
@@ -168,10 +168,6 @@ class _Publishing:
         pending, self._pending = self._pending, {}
         for batch, at in pending.values():
             batch.settle(at, error)
-
-
-def _blocked(alarm: str) -> Unavailable:
-    return Unavailable(f"RabbitMQ takes no messages now: {alarm}")
 
 
 def _properties(message_id: str, attempts: int) -> Any:

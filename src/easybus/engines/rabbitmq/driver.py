@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ...errors import EngineError, NotDeclared, NotSupported, TooLarge, Unavailable, Unroutable
+from ...errors import EngineError, NotDeclared, NotSupported, Refused, Unavailable, Unroutable
 from ..contract import (
     Ack,
     Binding,
@@ -26,7 +26,7 @@ from ..contract import (
 )
 from .confirms import RETURNED, Confirms, Parcel
 from .consuming import Held, Subscription
-from .faults import largest
+from .faults import blamed
 from .link import Link
 from .names import CAPABILITIES, check_body, check_delay
 from .topology import Topology
@@ -117,7 +117,7 @@ class RabbitmqDriver:
                 parcels.append((way, item.body, item.dedupe_id, attempts[at]))
                 sent.append(at)
         again: list[int] = []
-        for at, outcome in zip(sent, await self._confirms.send(parcels), strict=True):
+        for at, outcome, (way, *_) in zip(sent, await self._confirms.send(parcels), parcels, strict=True):
             item = batch[at]
             if outcome is None:
                 results[at] = None
@@ -126,8 +126,11 @@ class RabbitmqDriver:
             elif not last and (outcome == RETURNED or isinstance(outcome, NotDeclared)):
                 self._topology.forget(item)
                 again.append(at)
-            elif isinstance(outcome, TooLarge) and (most := largest(outcome)) is not None and len(item.body) <= most:
-                results[at] = Unavailable("another message closed the channel: this one may or may not be there")
+            elif isinstance(outcome, Refused) and not blamed(outcome, *way, item.body):
+                if last:
+                    results[at] = Unavailable("another message closed the channel: this one may or may not be there")
+                else:
+                    again.append(at)
             elif isinstance(outcome, Exception):
                 results[at] = outcome
             else:

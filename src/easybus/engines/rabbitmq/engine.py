@@ -6,7 +6,7 @@ import math
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from ...errors import NotOpen
+from ...errors import ConfigurationError, NotOpen, Refused
 from ..contract import DeadLetterStorage, IdempotencyStorage, Known, OutboxStorage, TransactionStorage
 from .address import Address
 from .driver import RabbitmqDriver
@@ -35,6 +35,9 @@ class RabbitmqEngine:
         try:
             for link in self._links:
                 await link.open()
+        except Refused as error:
+            await self.close()
+            raise ConfigurationError(str(error)) from error
         except BaseException:
             await self.close()
             raise

@@ -9,11 +9,15 @@ from pika import exceptions
 
 from ...errors import DeclaredOtherwise, EngineError, NotDeclared, Refused, TooLarge, Unavailable
 from ..certificates import untrusted
+from ..unreached import unreached
 
-__all__ = ["fault", "largest"]
+__all__ = ["blamed", "fault"]
 
 _ACCESS_REFUSED, _NOT_FOUND, _LOCKED, _PRECONDITION, _NOT_ALLOWED, _NOT_IMPLEMENTED = 403, 404, 405, 406, 530, 540
 _LARGEST = re.compile(r"larger than .*?(\d+)")
+_EXCHANGE = re.compile(r"exchange '(.*)' in vhost")
+_KEY = re.compile(r"access to topic '(.*)' in exchange")
+_NO_RIGHTS = re.compile(r"in vhost '(.*)' refused for user '(.*)'", re.DOTALL)
 _TRANSIENT = ("down or inaccessible", "timeout", "noproc", "nodedown", "ack timed out")
 """Refusals that pass: a queue's leader is being elected, or its node restarts."""
 
@@ -22,21 +26,32 @@ def fault(error: BaseException | None, what: str) -> EngineError:
     """The error to raise from `error`, met at `what`."""
     for inner in _inner(error):
         if isinstance(inner, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
-            return _chain(Refused(f"{what}: RabbitMQ refuses this user or password: mend the URL"), inner)
+            says = "RabbitMQ refuses this user or password: mend the URL (special characters as %XX)"
+            return _chain(Refused(f"{what}: {says}"), inner)
         if isinstance(inner, exceptions.ProbableAccessDeniedError):
-            return _chain(Refused(f"{what}: RabbitMQ refuses this user the virtual host of the URL"), inner)
+            says = (
+                "RabbitMQ refuses this user the virtual host of the URL: mend the URL, or allow it: rabbitmqctl "
+                "set_permissions -p VHOST USER '.*' '.*' '.*'"
+            )
+            return _chain(Refused(f"{what}: {says}"), inner)
         if (why := untrusted(inner, "cafile")) is not None:
             return _chain(Refused(f"{what}: {why}"), inner)
         code: int = getattr(inner, "reply_code", 0)
         if code:
             return _chain(_replied(code, str(getattr(inner, "reply_text", "")), what), inner)
-    return _chain(Unavailable(f"{what}: RabbitMQ cannot be reached: {_text(error)}"), error)
+    advice = next((advice for inner in _inner(error) if (advice := unreached(inner))), "")
+    return _chain(Unavailable(f"{what}: RabbitMQ cannot be reached: {_text(error)}{advice}"), error)
 
 
-def largest(error: EngineError) -> int | None:
-    """The server's own limit for a message, where `error` came of that."""
-    found = _LARGEST.search(str(error)) if isinstance(error, TooLarge) else None
-    return int(found[1]) if found else None
+def blamed(error: Exception, exchange: str, key: str, body: bytes) -> bool:
+    """Whether a message that went so is what the server refused, when it closed the channel with `error`: the others
+    on it are as they were."""
+    said = str(error)
+    if isinstance(error, TooLarge):
+        found = _LARGEST.search(said)
+        return found is None or len(body) > int(found[1])
+    names, keys = _EXCHANGE.search(said), _KEY.search(said)
+    return (names is None or names[1] == (exchange or "amq.default")) and (keys is None or keys[1] == key)
 
 
 def _replied(code: int, text: str, what: str) -> EngineError:
@@ -48,6 +63,8 @@ def _replied(code: int, text: str, what: str) -> EngineError:
     if code == _PRECONDITION:
         return TooLarge(said) if _LARGEST.search(text) else DeclaredOtherwise(said)
     if code in (_ACCESS_REFUSED, _LOCKED, _NOT_ALLOWED, _NOT_IMPLEMENTED):
+        if (lacks := _NO_RIGHTS.search(text)) is not None:
+            said += f": allow it: rabbitmqctl set_permissions -p '{lacks[1]}' '{lacks[2]}' '.*' '.*' '.*'"
         return Refused(said)
     return Unavailable(said)
 
@@ -62,6 +79,7 @@ def _inner(error: Any) -> list[Any]:
             continue
         found.insert(0, one)
         seen += [one.__cause__, getattr(one, "exception", None), *(getattr(one, "exceptions", None) or ())]
+        seen += [part for part in getattr(one, "args", ()) if isinstance(part, BaseException)]
     return found
 
 

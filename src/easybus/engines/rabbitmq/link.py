@@ -19,7 +19,7 @@ from typing import Any
 from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from ...errors import EngineError, NotOpen, Unavailable
+from ...errors import EngineError, NotOpen, Refused, Unavailable
 from .address import Address
 from .faults import fault
 
@@ -29,6 +29,7 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.5
 """Seconds between attempts to reconnect: short, since the bus promises to go on within 5 s."""
 _CLOSING = 5.0
+_OLDEST = (3, 10)
 
 _pika = logging.getLogger("pika")
 if _pika.level == logging.NOTSET:
@@ -141,6 +142,9 @@ class Link:
         if ended.done():
             error = fault(ended.result(), what)
             raise error from error.__cause__
+        if (version := _too_old(connection)) is not None:
+            await self._abort(connection, ended)
+            raise Refused(f"{what}: this is RabbitMQ {version}; 3.10 or later is needed: upgrade it")
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._lost = ended
@@ -208,12 +212,27 @@ class Link:
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
         self.blocked = str(frame.method.reason) or "an alarm"
-        error = Unavailable(f"RabbitMQ takes no messages now: {self.blocked}")
         for told in list(self.on_blocked):
-            told(error)
+            told(self.refusal())
+
+    def refusal(self) -> Unavailable:
+        """The error for a publish while the server takes none."""
+        return Unavailable(
+            f"{self._address.url}: RabbitMQ takes no messages now, by an alarm: {self.blocked}: let the consumers "
+            "catch up, free some, or change vm_memory_high_watermark or disk_free_limit; then it goes on by itself"
+        )
 
     def _on_unblocked(self, _: Any, __: Any) -> None:
         self.blocked = ""
+
+
+def _too_old(connection: Any) -> str | None:
+    """The server's version, if it is too old: before 3.10 a dead letter on its way out of a delay could be lost."""
+    told: dict[str, Any] = connection.server_properties or {}
+    version = str(told.get("version", ""))
+    numbers = version.split(".")[:2]
+    known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
+    return version if known and tuple(map(int, numbers)) < _OLDEST else None
 
 
 def _send_together(connection: Any) -> None:

@@ -56,6 +56,9 @@ class RedisEngine:
             info = await self._info(link)
             self._check(info)
             durable = await self._durable(link, info)
+        except Refused as error:
+            await link.close()
+            raise ConfigurationError(str(error)) from error
         except BaseException:
             await link.close()
             raise

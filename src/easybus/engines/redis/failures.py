@@ -6,16 +6,20 @@ import redis.exceptions as client
 
 from ...errors import EngineError, Refused, Unavailable
 from ..certificates import untrusted
+from ..unreached import unreached
 
+_RIGHTS = "the user lacks rights: with ACL SETUSER, allow its keys, its channels and +@all -@admin -@dangerous +info"
+_LOGIN = "the user or the password is wrong, or missing: mend the URL (special characters as %XX)"
+_FULL = "it is full: raise maxmemory, or let the consumers catch up"
 CAUGHT = (client.RedisError, OSError, UnicodeEncodeError)
 """What a call through the client raises."""
 
 _BY_TYPE: tuple[tuple[type[BaseException], type[EngineError], str], ...] = (
     # The first that fits; subclasses before their bases.
-    (client.NoPermissionError, Refused, "the user lacks rights (ACL): allow its keys, its channels and +@all -@admin"),
-    (client.AuthenticationError, Refused, "the user or the password is wrong"),
+    (client.NoPermissionError, Refused, _RIGHTS),
+    (client.AuthenticationError, Refused, _LOGIN),
     (client.AuthorizationError, Refused, "the user may not do this"),
-    (client.OutOfMemoryError, Unavailable, "it is full: raise maxmemory, or let the consumers catch up"),
+    (client.OutOfMemoryError, Unavailable, _FULL),
     (client.ReadOnlyError, Unavailable, "it is a replica now; the master is elsewhere"),
     (client.ConnectionError, Unavailable, "it cannot be reached"),
     (client.TimeoutError, Unavailable, "it does not answer in time"),
@@ -23,11 +27,12 @@ _BY_TYPE: tuple[tuple[type[BaseException], type[EngineError], str], ...] = (
 )
 _BY_CODE: tuple[tuple[str, type[EngineError], str], ...] = (
     ("WRONGTYPE", Refused, "another program's data lies under a key of ours: choose another ?prefix="),
-    ("OOM", Unavailable, "it is full: raise maxmemory, or let the consumers catch up"),
-    ("NOAUTH", Refused, "it wants a password: redis://user:password@host"),
-    ("NOPERM", Refused, "the user lacks rights (ACL): allow its keys, its channels and +@all -@admin"),
+    ("OOM", Unavailable, _FULL),
+    ("NOAUTH", Refused, _LOGIN),
+    ("NOPERM", Refused, _RIGHTS),
+    ("ERR ACL failure in script", Refused, _RIGHTS),
     ("READONLY", Unavailable, "it is a replica now; the master is elsewhere"),
-    ("MISCONF", Unavailable, "it cannot write to its disk"),
+    ("MISCONF", Unavailable, "it cannot write to its disk, and takes nothing until it can: free some"),
     ("BUSY ", Unavailable, "a script holds it up"),
     ("LOADING", Unavailable, "it is loading its data"),
     ("MASTERDOWN", Unavailable, "its master is away"),
@@ -44,7 +49,7 @@ def translated(error: BaseException, where: str) -> EngineError:
         return Refused(f"{where}: {why}")
     for kind, ours, says in _BY_TYPE:
         if isinstance(error, kind):
-            return ours(f"{where}: {says} ({error})")
+            return ours(f"{where}: {says} ({error}){unreached(error)}")
     return refused(str(error), where)
 
 

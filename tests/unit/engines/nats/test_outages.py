@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import re
 import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator
 
@@ -14,11 +15,12 @@ from tests.servers import HOST, free_port
 from tests.servers.nats import PASSWORD, USER, NatsServer
 from tests.servers.outages import ServerOutages
 from tests.servers.proxy import Proxy
+from tests.servers.urls import at
 from tests.unit.engines.nats.conftest import Opener
 
-from easybus.clock import SystemClock
 from easybus.engines.contract import Ack, DeclareQueue, Driver, Move, Nack, Publication, Settled
-from easybus.engines.registry import create
+from easybus.engines.nats.api import SCHEDULES
+from easybus.engines.nats.driver import NatsDriver
 from easybus.errors import BadDelay, ConfigurationError, EasybusError, TooLarge, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
@@ -90,30 +92,10 @@ async def test_a_connection_cut_anywhere_in_a_publish_loses_nothing_and_doubles_
     assert await drain(direct, "emails") == sorted(sent)
 
 
-async def test_an_unreachable_server_is_unavailable_at_once(opened: Opener) -> None:
-    async with asyncio.timeout(5.0):
-        with pytest.raises(Unavailable, match="nats://127"):
-            await opened(f"nats://{HOST}:{free_port()}?timeout=2")
-
-
 async def test_of_several_hosts_one_that_answers_is_used(nats_server: NatsServer, opened: Opener) -> None:
     url = nats_server.prefix().replace(f"@{HOST}", f"@{HOST}:{free_port()},{HOST}")
     driver = await opened(url)
     await driver.declare([DeclareQueue("emails")])
-
-
-async def test_a_wrong_password_is_a_configuration_error_that_shows_no_password(
-    nats_server: NatsServer, opened: Opener, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    with pytest.raises(ConfigurationError, match="refuses this user") as raised:
-        await opened(nats_server.url("canary-wrong"))
-    shown, error = caplog.text, raised.value
-    while error is not None:
-        shown += str(error) + repr(error)
-        error = error.__cause__ or error.__context__
-    assert "canary" not in shown
-    assert PASSWORD not in create(nats_server.url(), SystemClock()).url
 
 
 async def test_a_server_without_jetstream_says_how_to_start_it(opened: Opener) -> None:
@@ -143,35 +125,58 @@ async def test_a_message_over_max_payload_is_too_large_and_fails_alone(own_serve
     assert await drain(driver, "emails") == [b"small"]
 
 
-async def test_an_old_server_refuses_long_delays_and_keeps_all_else(opened: Opener) -> None:
-    old = next((path for path in ("/usr/sbin/nats-server", shutil.which("nats-server")) if path), None)
-    if old is None or not os.access(old, os.X_OK):
-        pytest.skip("there is no older NATS server here")
-    server = NatsServer(program=old)
-    try:
-        await asyncio.to_thread(server.start)
-        driver = await opened(f"nats://{USER}:{PASSWORD}@{HOST}:{server.port}")
-        if driver._api.schedules:  # type: ignore[attr-defined]
-            pytest.skip("this NATS server is not older than 2.12")
-        await topology(driver, ["emails"])
-        refused, short, now = await driver.publish(
-            [to_queue("emails", b"long", 5.0), to_queue("emails", b"short", 0.3), to_queue("emails", b"now")]
-        )
-        assert isinstance(refused, BadDelay)
-        assert "2.12" in str(refused)
-        assert (short, now) == (1, 1)
-        with pytest.raises(BadDelay, match=r"2\.12"):
-            await driver.declare([DeclareQueue("slow", 5.0)])
-        (one,) = await receive(driver, "emails", 1, ack=False)
-        began = time.monotonic()
-        assert await driver.settle("emails", [Move(one, b"retry", 1.2, "id")]) == [Settled.DONE]
-        (other,) = await receive(driver, "emails", 1, ack=False)
-        assert (one.body, other.body) == (b"now", b"short")
-        assert await driver.settle("emails", [Nack(other, 0.4)]) == [Settled.DONE]
-        await receive(driver, "emails", 2)
-        assert time.monotonic() - began >= 1.195
-    finally:
-        server.remove()
+@pytest.fixture(params=["of the system", "by its word"])
+async def old_url(request: pytest.FixtureRequest, nats_server: NatsServer) -> AsyncIterator[str]:
+    """An old server: the one that Debian has, and today's that says it is one, which is all that the engine looks at.
+    Where the system's is missing or new, the second stands for both: package indexes have old ones, but tests are not
+    to need a network."""
+    if request.param == "of the system":
+        old = _system_server()
+        if old is None:
+            pytest.skip("the system's nats-server is missing, or new: it is tried by its word")
+        server = NatsServer(program=old)
+        try:
+            await asyncio.to_thread(server.start)
+            yield f"nats://{USER}:{PASSWORD}@{HOST}:{server.port}"
+        finally:
+            server.remove()
+    else:
+        # As many characters as there are, which the proxy's frames need: 2.15.1 becomes 2.09.0.
+        async with Proxy(nats_server.port, says=(rb'(?<="version":"2\.)\d\d(?=\.)', b"09")) as proxy:
+            yield at(nats_server.prefix(), f"{HOST}:{proxy.port}")
+
+
+def _system_server() -> str | None:
+    for path in ("/usr/sbin/nats-server", shutil.which("nats-server")):
+        if path is not None and os.access(path, os.X_OK):
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+            found = re.search(r"v(\d+)\.(\d+)", said)
+            if found is not None and (int(found[1]), int(found[2])) < SCHEDULES:
+                return path
+    return None
+
+
+async def test_an_old_server_refuses_long_delays_and_keeps_all_else(old_url: str, opened: Opener) -> None:
+    driver = await opened(old_url)
+    assert isinstance(driver, NatsDriver)
+    assert not driver._api.schedules
+    await topology(driver, ["emails"])
+    refused, short, now = await driver.publish(
+        [to_queue("emails", b"long", 5.0), to_queue("emails", b"short", 0.3), to_queue("emails", b"now")]
+    )
+    assert isinstance(refused, BadDelay)
+    assert "2.12" in str(refused)
+    assert (short, now) == (1, 1)
+    with pytest.raises(BadDelay, match=r"2\.12"):
+        await driver.declare([DeclareQueue("slow", 5.0)])
+    (one,) = await receive(driver, "emails", 1, ack=False)
+    began = time.monotonic()
+    assert await driver.settle("emails", [Move(one, b"retry", 1.2, "id")]) == [Settled.DONE]
+    (other,) = await receive(driver, "emails", 1, ack=False)
+    assert (one.body, other.body) == (b"now", b"short")
+    assert await driver.settle("emails", [Nack(other, 0.4)]) == [Settled.DONE]
+    await receive(driver, "emails", 2)
+    assert time.monotonic() - began >= 1.195
 
 
 async def test_a_fetch_that_begins_while_the_connection_is_made_anew_is_served_by_the_new_one(

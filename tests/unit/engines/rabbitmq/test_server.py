@@ -1,8 +1,7 @@
-"""What a private RabbitMQ goes through: killed, stopped, cut off, out of memory; and what others declare on it."""
+"""What a private RabbitMQ goes through besides the common outages, and what others declare on it."""
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 import time
@@ -12,7 +11,8 @@ from typing import Any
 
 import pika
 import pytest
-from tests.servers.rabbitmq import PASSWORD, RabbitmqServer
+from tests.servers.outages import eventually
+from tests.servers.rabbitmq import RabbitmqServer
 
 from easybus import Bus, Message, Retry
 from easybus.clock import SystemClock
@@ -32,10 +32,8 @@ from easybus.engines.contract import (
 from easybus.engines.rabbitmq.confirms import _Batch
 from easybus.engines.rabbitmq.driver import RabbitmqDriver
 from easybus.engines.registry import create
-from easybus.errors import DeclaredOtherwise, NotDeclared, Refused, Unavailable
+from easybus.errors import ConfigurationError, DeclaredOtherwise, NotDeclared, Refused, Unavailable
 from easybus.testing.driver_base import drain, fresh, publish, receive, to_queue, to_topic, topology
-
-from .proxy import Proxy
 
 GOLDEN = [json.loads(line) for line in (Path(__file__).parents[3] / "data" / "golden.jsonl").read_text().splitlines()]
 
@@ -47,9 +45,8 @@ async def opened(url: str) -> Engine:
 
 
 @pytest.fixture
-async def engine(rabbitmq_server: RabbitmqServer, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    settle = 1.2 if "away" in request.node.name else 0  # declarations wait for the disk only where the server is killed
-    engine = await opened(rabbitmq_server.url(heartbeat=2, timeout=5, settle=settle))
+async def engine(rabbitmq_server: RabbitmqServer) -> AsyncIterator[Engine]:
+    engine = await opened(rabbitmq_server.url(heartbeat=2, timeout=5, settle=0))
     yield engine
     await engine.close()
 
@@ -69,45 +66,7 @@ def other(rabbitmq_server: RabbitmqServer) -> Any:
         connection.close()
 
 
-async def eventually(call: Any, within: float = 5.0) -> Any:
-    """What `call` returns, once it raises `Unavailable` no more."""
-    deadline = time.monotonic() + within
-    while True:
-        try:
-            return await call()
-        except Unavailable:
-            assert time.monotonic() < deadline, f"still unavailable after {within} s"
-            await asyncio.sleep(0.05)
-
-
 class TestOutages:
-    async def test_calls_fail_fast_while_the_server_is_away_and_go_on_by_themselves_within_five_seconds(
-        self, driver: Driver, rabbitmq_server: RabbitmqServer
-    ) -> None:
-        queue, sent = fresh("queue"), [b"%d" % number for number in range(200)]
-        await topology(driver, [queue])
-        await publish(driver, [to_queue(queue, body) for body in sent])
-        got = {one.body for one in await receive(driver, queue, 50)}
-        waiting = asyncio.create_task(driver.fetch(fresh("none"), 1, 60.0, 30.0))
-        await asyncio.to_thread(rabbitmq_server.kill)
-        for call in (
-            lambda: driver.publish([to_queue(queue, b"lost")]),
-            lambda: driver.fetch(queue, 1, 5.0, 30.0),
-            lambda: driver.declare([DeclareQueue(queue)]),
-            lambda: driver.stats(queue),
-        ):
-            began = time.monotonic()
-            with pytest.raises(Unavailable):
-                await first_of(call)
-            assert time.monotonic() - began < 1.0
-        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], NotDeclared | Unavailable)
-        await asyncio.to_thread(rabbitmq_server.start)
-        opened_at = time.monotonic()
-        await eventually(lambda: publish_one(driver, queue, b"after"))
-        found = await eventually(lambda: receive(driver, queue, len(sent) + 1 - len(got), within=10.0))
-        assert time.monotonic() - opened_at <= 5.0
-        assert got | {one.body for one in found} >= {*sent, b"after"}
-
     async def test_a_frozen_server_is_noticed_within_two_heartbeats(
         self, engine: Engine, driver: Driver, rabbitmq_server: RabbitmqServer
     ) -> None:
@@ -127,28 +86,6 @@ class TestOutages:
             rabbitmq_server.thaw()
         await eventually(lambda: publish_one(driver, queue, b"thawed"))
         assert await drain(driver, queue) == [b"thawed"]
-
-    async def test_a_publish_cut_in_the_middle_of_a_frame_is_there_if_it_was_confirmed(
-        self, rabbitmq_server: RabbitmqServer, driver: Driver
-    ) -> None:
-        queue = fresh("queue")
-        await topology(driver, [queue])
-        async with Proxy(rabbitmq_server.port) as proxy:
-            cut = await opened(rabbitmq_server.url(port=proxy.port, timeout=3))
-            confirmed = []
-            for number, cut_after in enumerate((1, 7, 8, 30, 60, 100, 150, 400)):
-                await eventually(lambda: publish_one(cut.driver, queue, b"warm"))
-                proxy.cut_after = cut_after
-                body = b"%d" % number + b"x" * 200
-                (result,) = await settled_publish(cut.driver, to_queue(queue, body))
-                if not isinstance(result, Exception):
-                    confirmed.append(body)
-                proxy.cut_after = None
-            await eventually(lambda: publish_one(cut.driver, queue, b"last"))
-            await cut.close()
-            assert proxy.cuts >= 4
-        there = await drain(driver, queue)
-        assert set(there) >= {*confirmed, b"last"}
 
     async def test_publishes_fail_in_time_while_the_server_is_short_of_memory_and_acks_still_get_through(
         self, driver: Driver, rabbitmq_server: RabbitmqServer
@@ -216,26 +153,9 @@ class TestOutages:
         engine = await opened(url.format(rabbitmq_server.port))
         await engine.close()
 
-    async def test_no_server_at_all_is_said_at_once(self) -> None:
-        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
-            await opened(f"amqp://bus:{PASSWORD}@127.0.0.1:1/")
-
-    async def test_a_wrong_password_is_refused_and_never_shown(
-        self, rabbitmq_server: RabbitmqServer, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        caplog.set_level(logging.DEBUG)
-        engine = create(rabbitmq_server.url().replace(PASSWORD, "wrong-canary"), SystemClock())
-        with pytest.raises(Refused, match="password") as caught:
-            await engine.open()
-        error: BaseException | None = caught.value
-        while error is not None:
-            assert "wrong-canary" not in f"{error!r} {error}"
-            error = error.__cause__ or error.__context__
-        assert "wrong-canary" not in engine.url + repr(engine) + caplog.text
-
     async def test_tls_trusts_what_it_is_told_to_and_nothing_else(self, rabbitmq_server: RabbitmqServer) -> None:
         url = rabbitmq_server.url(port=rabbitmq_server.tls_port, timeout=5, settle=0).replace("amqp:", "amqps:")
-        with pytest.raises(Refused, match="not trusted"):
+        with pytest.raises(ConfigurationError, match="not trusted"):
             await opened(url)
         engine = await opened(f"{url}&cafile={rabbitmq_server.certificate}")
         queue = fresh("queue")
@@ -243,11 +163,11 @@ class TestOutages:
         await publish(engine.driver, [to_queue(queue, b"x" * 1_000_000)])
         assert await drain(engine.driver, queue) == [b"x" * 1_000_000]
         await engine.close()
-        with pytest.raises(Refused, match="not for this host"):  # it is for 127.0.0.1
+        with pytest.raises(ConfigurationError, match="not for this host"):  # it is for 127.0.0.1
             await opened(f"{url}&cafile={rabbitmq_server.certificate}".replace("@127.0.0.1", "@localhost"))
 
     async def test_a_virtual_host_that_is_not_there_is_refused(self, rabbitmq_server: RabbitmqServer) -> None:
-        with pytest.raises(Refused, match=r"vhost|virtual host"):
+        with pytest.raises(ConfigurationError, match=r"vhost|virtual host"):
             await opened(rabbitmq_server.url() + "nowhere")
 
 
@@ -489,13 +409,6 @@ class TestBus:
         report = await Bus(rabbitmq_server.url(settle=0), storage="memory://noted").check()
         assert [found.where for found in report.contradictions] == ["memory://noted"]
         assert ["cluster_status" in note.text for note in report.notes] == [True]
-
-
-async def first_of(call: Any) -> Any:
-    """The first of its results, raised if it is an error."""
-    results = await call()
-    if isinstance(results[0], Exception):
-        raise results[0]
 
 
 async def publish_one(driver: Any, queue: str, body: bytes) -> None:
