@@ -67,6 +67,10 @@ class MariadbServer(Server):
             return False
         return True
 
+    def configure(self, *options: str) -> None:
+        """Its settings at the next start."""
+        self._options = options
+
     @property
     def address(self) -> dict[str, Any]:
         """Where a client library connects to."""
