@@ -35,7 +35,12 @@ AppOption = Annotated[
 FactoryOption = Annotated[bool, typer.Option("--factory", help="APP is a function that returns the bus.")]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", metavar="URL", help="The engine, instead of an app. Else EASYBUS_URL.", show_default=False),
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="The engine, instead of an app. Else EASYBUS_URL, which no process list shows.",
+        show_default=False,
+    ),
 ]
 StorageOption = Annotated[
     str | None,

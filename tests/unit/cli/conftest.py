@@ -65,15 +65,15 @@ class Shell:
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         return {**kept, "PYTHONPATH": SOURCE, "PYTHONUNBUFFERED": "1", **more}
 
-    def spawn(self, *words: str, **environment: str) -> subprocess.Popen[str]:
-        """As a process of its own, in the folder."""
+    def spawn(self, *words: str, output: Any = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
+        """As a process of its own, in the folder. `output`: where it writes."""
         return subprocess.Popen(
             [sys.executable, "-m", "easybus.cli", *words],
             cwd=self.folder,
             env=self.environment(**environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             text=True,
             preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 - it calls nothing that another thread could hold
         )

@@ -50,6 +50,7 @@ def test_json_is_laid_out_and_keeps_its_numbers() -> None:
         ("amqp://shop:s3cret@host/v", "amqp://shop:***@host/v"),
         ("redis://:s3cret@host", "redis://:***@host"),
         ("x://h/?password=s3cret&a=1", "x://h/?password=***&a=1"),
+        ("x://h/?a=1&sentinel_password=s3cret", "x://h/?a=1&sentinel_password=***"),
         ("sqlite:///shop.db", "sqlite:///shop.db"),
     ],
 )
