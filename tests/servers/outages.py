@@ -83,6 +83,10 @@ class ServerOutages:
             assert await self._refuses(driver)
             with pytest.raises(Unavailable):
                 await driver.fetch("jobs", 1, 5.0, 30.0)
+            with pytest.raises(Unavailable):
+                await driver.declare([DeclareQueue("jobs")])
+            with pytest.raises(Unavailable):
+                await driver.stats("jobs")
         assert time.monotonic() - began < self.noticed
         await asyncio.to_thread(server.start)
         began = time.monotonic()
