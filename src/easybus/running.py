@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cancelling import ended
 from .clock import sleep
-from .engines.contract import IdempotencyStorage
+from .engines.contract import FinishingDriver, IdempotencyStorage
 from .errors import ConfigurationError, EngineError, NotSupported
 from .opened import Opened
 from .receiving.claim import Intake
@@ -93,11 +93,12 @@ class Running:
     def _exactly_once(
         self, queue: str, options: HandlerOptions, keys: IdempotencyStorage, opening: Opening | None
     ) -> ExactlyOnce | None:
-        storage, kind = self._opened.storage, options.within
+        storage, kind, driver = self._opened.storage, options.within, self._opened.driver
         if kind is None:
             return None
+        finishing = driver if self._opened.fused and isinstance(driver, FinishingDriver) else None
         if opening is not None:
-            return ExactlyOnce(opening.begin, keys, options.keep, opening.complete)
+            return ExactlyOnce(opening.begin, keys, options.keep, opening.complete, finishing)
         if storage.transaction(kind) is None:
             name = getattr(kind, "__name__", kind)
             raise NotSupported(
@@ -108,7 +109,7 @@ class Running:
         def begin() -> Any:
             return storage.transaction(kind, options.lease)
 
-        return ExactlyOnce(begin, keys, options.keep)
+        return ExactlyOnce(begin, keys, options.keep, driver=finishing)
 
     def _subscription(
         self, queue: str, definitions: list[HandlerDefinition], concurrency: int | None

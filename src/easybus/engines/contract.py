@@ -238,6 +238,8 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     lazy: bool = False
     """The server need not have this claim on its disk before it answers, where it keeps the order of commits: who holds
     it completes it in a transaction of this server, under its token, which is void where the claim was forgotten."""
+    keep: float = 0.0
+    """How long its completion is likely to be remembered: a hint for the purge, which need not look at it before."""
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -341,6 +343,16 @@ class FusedDriver(Protocol):
 
     async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
         """Complete and ack. False: the token is not the holder's; neither was done."""
+        ...
+
+
+@runtime_checkable
+class FinishingDriver(Protocol):
+    """A fused driver whose messages lie in the database of handlers' transactions."""
+
+    def finishing(self, item: Finish) -> tuple[str, tuple[Any, ...]]:
+        """As `IdempotencyStorage.completion`, and the delivery is acked in the same statement. Not for a delivery
+        that was extended: a transaction that sees one state of the database could not change it any more."""
         ...
 
 

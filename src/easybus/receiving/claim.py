@@ -99,10 +99,12 @@ class Intake:
                     subscription.queue,
                 )
             return None, parsed
-        return claim_of(delivery.queue, message, self._lease, lazy=subscription.options.lazy_claims), parsed
+        return claim_of(
+            delivery.queue, message, self._lease, lazy=subscription.options.lazy_claims, keep=subscription.options.keep
+        ), parsed
 
 
-def claim_of(queue: str, message: Message, lease: float, *, lazy: bool = False) -> Claim:
+def claim_of(queue: str, message: Message, lease: float, *, lazy: bool = False, keep: float = 0.0) -> Claim:
     """The claim that a message needs; one of no lease counts its start and is free for the next at once."""
     digest = hashlib.blake2b(message.payload, digest_size=16).digest()
-    return Claim(queue, message.id, digest, lease, message.headers.get(REPLAY, ""), lazy)
+    return Claim(queue, message.id, digest, lease, message.headers.get(REPLAY, ""), lazy, keep)

@@ -53,6 +53,10 @@ class Hand(msgspec.Struct, eq=False):
     """Until when no other can have it; after that a handler that runs on would be the second."""
     task: asyncio.Task[Any] | None = None
     cancelled: Why | None = None
+    extended: bool = False
+    """Its delivery was extended, or is being extended."""
+    acked: bool = False
+    """Its ack is part of its transaction: its delivery is not to be extended any more, and gone with the commit."""
 
     def cancel(self, why: Why) -> None:
         """Cancel the handler, if it is running and was not cancelled before."""

@@ -127,11 +127,18 @@ class Invoker:
         self._in_thread = (threads or Threads()).run
         self.threads = 0
         """Calls under way in threads: these cannot be cancelled."""
-        plain = not rest and first == _PAYLOAD and not middleware and not self.sync
-        self.call: Call = self._call_plain if plain else self._call
+        direct = not middleware and not self.sync
+        plain = not rest and first == _PAYLOAD and direct
+        given = all(source != _PROVIDED for _, _, source in rest) and direct
+        self.call: Call = self._call_plain if plain else self._call_given if given else self._call
 
     async def _call_plain(self, message: Message, payload: Any, transaction: Any) -> Any:
         return await self.function(payload)
+
+    async def _call_given(self, message: Message, payload: Any, transaction: Any) -> Any:
+        """With what is there: nothing is made for this call, and nothing is left to be closed after it."""
+        named = {name: message if source == _MESSAGE else transaction for name, _, source in self._rest}
+        return await self.function(message if self._first == _MESSAGE else payload, **named)
 
     async def _call(self, message: Message, payload: Any, transaction: Any) -> Any:
         result: Any = None

@@ -218,7 +218,8 @@ class Pipeline:
             if result is False:
                 await self._again_or_dead(hand, "the handler returned False", None)
             elif self._exactly_once is not None and hand.token:
-                self._settler.committed(hand)
+                if not hand.acked:
+                    self._settler.committed(hand)
             else:
                 self._settler.done(hand)
         finally:

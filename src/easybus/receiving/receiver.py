@@ -251,10 +251,12 @@ class Receiver:
                 for hand in hands:
                     if hand.held_until <= now:
                         hand.cancel(Why.FENCED)
-            if hands:
+            if hands := [hand for hand in hands if not hand.acked]:  # these their transactions hold: until they end
                 await self._extend(hands, now, lease)
 
     async def _extend(self, hands: list[Hand], now: float, lease: float) -> None:
+        for hand in hands:
+            hand.extended = True
         try:
             lost = await self._settler.extend(hands, lease)
         except EngineError:

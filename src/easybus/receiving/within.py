@@ -1,6 +1,7 @@
 """Exactly once to a database: the handler works in a transaction of the bus, and DONE is its last statement.
 
 begin → handler's statements → DONE under the token (one row, else roll back) → commit → ack
+(one engine has the messages and the handler's transaction: the ack goes with DONE)
 
 dies before the commit: nothing happened, another takes it over
 dies after it: DONE stands, the redelivery is only acked
@@ -15,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from .. import points, transactions
-from ..engines.contract import IdempotencyStorage
+from ..engines.contract import Finish, FinishingDriver, IdempotencyStorage
 from ..errors import EngineError
 from .hand import Hand
 from .invoke import Invoker
@@ -36,10 +37,13 @@ class ExactlyOnce:
         keys: IdempotencyStorage,
         keep: float,
         complete: Callable[[Any, str, Sequence[Any]], Awaitable[int]] | None = None,
+        driver: FinishingDriver | None = None,
     ) -> None:
-        """`complete` runs a transaction's last statement, and returns how many rows it changed."""
+        """`complete` runs a transaction's last statement, and returns how many rows it changed. `driver`: its messages
+        are acked by that statement."""
         self._begin = begin
         self._complete = complete or _complete
+        self._driver = driver
         self._keys = keys
         self._keep = keep
 
@@ -61,7 +65,7 @@ class ExactlyOnce:
                     raise _Failed
                 if points.hook is not None:
                     await points.reach("within.effect")
-                statement, parameters = self._keys.completion(hand.token, self._keep)
+                statement, parameters = self._last_statement(hand)
                 if await self._complete(transaction, statement, parameters) != 1:
                     raise NotTheHolder
                 if points.hook is not None:
@@ -78,6 +82,12 @@ class ExactlyOnce:
         if points.hook is not None:
             await points.reach("within.committed")
         return result
+
+    def _last_statement(self, hand: Hand) -> tuple[str, Sequence[Any]]:
+        if self._driver is None or hand.extended:
+            return self._keys.completion(hand.token, self._keep)
+        hand.acked = True
+        return self._driver.finishing(Finish(hand.delivery, hand.token, self._keep))
 
 
 async def _complete(transaction: Any, statement: str, parameters: Sequence[Any]) -> int:

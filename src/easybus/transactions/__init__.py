@@ -6,6 +6,7 @@ A library is found by the module of the object's class, and never imported unask
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -148,15 +149,19 @@ def opener(within: object) -> Opener | None:
 
 def find(obj: object) -> CallerTransaction:
     """The transaction that `obj` stands for. Raises `ConfigurationError` for what is not supported."""
-    for base in type(obj).__mro__:
+    return _adapter(type(obj))(obj)
+
+
+@functools.lru_cache(100)
+def _adapter(kind: type[Any]) -> Callable[[object], CallerTransaction]:
+    for base in kind.__mro__:
         known = LIBRARIES.get(base.__module__.partition(".")[0])
         if known is not None and any(one.endswith(f".{base.__name__}") for one in known[1].split(", ")):
             module = importlib.import_module(f"{__name__}.{known[0]}")
-            found: CallerTransaction = module.adapt(obj)
-            return found
+            adapt: Callable[[object], CallerTransaction] = module.adapt
+            return adapt
     supported = ", ".join(name for _, name in LIBRARIES.values())
-    kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
-    raise ConfigurationError(f"within= takes a connection ({supported}), not a {kind}")
+    raise ConfigurationError(f"within= takes a connection ({supported}), not a {kind.__module__}.{kind.__qualname__}")
 
 
 def ended(calls: str) -> ConfigurationError:

@@ -16,7 +16,7 @@ import pytest
 from asyncmy.connection import Connection as AsyncmyConnection
 
 from easybus import Bus, fixed
-from easybus.engines.contract import QueueStats
+from easybus.engines.contract import Finish, FinishingDriver, QueueStats
 
 KINDS = ["asyncpg pool", "asyncpg of the bus", "asyncmy pool", "asyncmy of the bus", "pymysql"]
 
@@ -131,19 +131,33 @@ async def test_a_handlers_work_is_committed_with_its_message_and_undone_with_its
     assert await ledger.amounts() == [1, 3, 7]
 
 
-async def test_a_worker_whose_message_was_taken_over_commits_nothing(ledger: Ledger) -> None:
+async def test_a_worker_whose_message_was_taken_over_commits_nothing(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(ledger)
     async with ledger.bus.handling():
-        keys: Any = ledger.bus.opened.storage.idempotency
-        completion = keys.completion
-        keys.completion = lambda token, keep: completion(f"{token.partition('-')[0]}-1", keep)  # another's token
+        ends_with_another_token(ledger.bus, monkeypatch)
         await ledger.payments.send(5)
         deadline = time.monotonic() + 10
         while (await ledger.bus.driver.stats("payments")).delayed != 1:
             assert time.monotonic() < deadline, "it was not given back"
             await asyncio.sleep(0.02)
         assert await ledger.amounts() == []
-        keys.completion = completion
+
+
+def ends_with_another_token(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transactions end with a last statement under a token that is not the holder's."""
+    keys, driver = bus.opened.storage.idempotency, bus.driver
+    assert keys is not None
+    completion = keys.completion
+    monkeypatch.setattr(keys, "completion", lambda token, keep: completion(f"{token.partition('-')[0]}-1", keep))
+    if isinstance(driver, FinishingDriver):
+        finishing = driver.finishing
+
+        def another(item: Finish) -> tuple[str, tuple[Any, ...]]:
+            return finishing(Finish(item.delivery, f"{item.token.partition('-')[0]}-1", item.keep))
+
+        monkeypatch.setattr(driver, "finishing", another)
 
 
 @pytest.mark.parametrize("ledger", ["asyncpg pool", "asyncpg of the bus"], indirect=True)

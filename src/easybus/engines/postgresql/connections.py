@@ -113,11 +113,14 @@ class Connections:
 
     async def borrow(self, patience: float | None) -> Connection:
         """A connection; whoever borrows gives it back. `patience`: seconds to wait for a free one."""
-        try:
-            async with asyncio.timeout(patience):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            raise Unavailable(f"{self._location.url}: all connections are at work (connections=)") from error
+        if self._slots.locked():
+            try:
+                async with asyncio.timeout(patience):
+                    await self._slots.acquire()
+            except TimeoutError as error:
+                raise Unavailable(f"{self._location.url}: all connections are at work (connections=)") from error
+        else:
+            await self._slots.acquire()
         try:
             while self._free:
                 connection = self._free.pop()

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
+from .completion import FINISH_ONE
 from .connections import Connection
 from .driver import PostgresqlDriver
 from .keys import COMPLETE, FOREVER, PostgresqlKeys, answers, claim_keys, row_of
@@ -87,6 +88,10 @@ class PostgresqlFusedDriver(PostgresqlDriver):
 
         if taken:
             self._session.later(back())
+
+    def finishing(self, item: Finish) -> tuple[str, tuple[Any, ...]]:
+        given = (min(item.keep, FOREVER), *row_of(item.token), *item.delivery.receipt)
+        return self._session.names(FINISH_ONE), given
 
     async def finish(self, queue: str, batch: Sequence[Finish]) -> list[bool]:
         by_keep: dict[float, list[Finish]] = defaultdict(list)

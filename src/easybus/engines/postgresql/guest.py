@@ -7,19 +7,16 @@ should it commit otherwise, the last statement is run behind that commit, and by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
 
+from .deadline import Deadline
+
 _connection: Any = asyncpg.Connection
 _execute: Any = _connection.execute
 _PREPARE = "PREPARE {} AS {}"
-_ONE_ROW = (  # fails unless it is one, with what no other error says
-    "WITH done AS ({}) SELECT CASE count(*) WHEN 1 THEN 1 ELSE ('" + "{}" + " ' || count(*))::int END FROM done"
-)
-NO_ROW = "easybus: rows of ours:"
-"""In the error of a COMMIT whose last statement did not change one row: nothing was committed."""
 
 
 class Guest(_connection):
@@ -32,6 +29,9 @@ class Guest(_connection):
         _connection.__init__(self, *given, **named)
         self._first = self._last = ""
         self._prepared: dict[str, str] = {}
+        self.deadline = Deadline(self)
+        self.or_fail: Mapping[str, str] = {}
+        """For each last statement, the one that fails where it would change no row."""
         self.prepares = True
         """Whether statements may be kept on the server: not behind a pooler, where it changes."""
 
@@ -51,19 +51,19 @@ class Guest(_connection):
             return int(done.rpartition(" ")[2])
         values = [repr(value) for value in parameters]
         if self.prepares:
-            self._last = f"EXECUTE {await self._name(statement)} ({', '.join(values)})"
+            name = self._prepared.get(statement) or await self._prepare(statement)
+            self._last = f"EXECUTE {name}({','.join(values)})"
         else:
+            self._last = self.or_fail[statement]
             for place in range(len(values), 0, -1):
-                statement = statement.replace(f"${place}", values[place - 1])
-            self._last = _ONE_ROW.format(statement, NO_ROW)
+                self._last = self._last.replace(f"${place}", values[place - 1])
         return 1
 
-    async def _name(self, statement: str) -> str:
-        if statement not in self._prepared:
-            name = f"easybus_last_{len(self._prepared)}"
-            await _execute(self, _PREPARE.format(name, _ONE_ROW.format(statement, NO_ROW)))
-            self._prepared[statement] = name
-        return self._prepared[statement]
+    async def _prepare(self, statement: str) -> str:
+        name = f"easybus_last_{len(self._prepared)}"
+        await _execute(self, _PREPARE.format(name, self.or_fail[statement]))
+        self._prepared[statement] = name
+        return name
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         if self._first and query == "BEGIN;":

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
+from .completion import COMPLETE_ONE
 from .connections import Connection
 from .names import Names, escape, indexed
 from .session import Session
@@ -30,8 +31,10 @@ _LIVE = (  # whether the key's claim or completion holds now; EXISTS would be pl
     "WHERE lease.key_id = key.id AND lease.secret = key.secret), '-infinity') > now()))"
 )
 _CLAIM = (  # one owner a key: a row that another holds, or has done, or that has another digest, is not returned
-    "WITH claimed AS (INSERT INTO {key} AS key (queue, key, digest, secret, replay, until_at, state, starts, again) "
-    "SELECT $1, key, digest, $2 + place, coalesce(replay, ''), now() + make_interval(secs => $3), 1, 1, false "
+    "WITH claimed AS (INSERT INTO {key} AS key "
+    "(queue, key, digest, secret, replay, until_at, forget_at, state, starts, again) "
+    "SELECT $1, key, digest, $2 + place, coalesce(replay, ''), now() + make_interval(secs => $3), "
+    "now() + make_interval(secs => $7), 1, 1, false "
     "FROM unnest($4::text[], $5::bytea[], $6::text[]) WITH ORDINALITY AS given(key, digest, replay, place) "
     "ON CONFLICT (queue, key) DO UPDATE SET "
     "digest = excluded.digest, secret = excluded.secret, until_at = excluded.until_at, state = 1, "
@@ -52,11 +55,6 @@ COMPLETE = (  # CLAIMED → DONE, each under its token
     "UPDATE {key} SET state = 2, starts = 0, until_at = now() + make_interval(secs => $3) "
     "WHERE id = ANY ($1::bigint[]) AND secret = ANY ($2::bigint[]) AND state = 1 RETURNING id, secret"
 )
-_COMPLETE_ONE = (  # the last statement of a caller's transaction, which from now on may hold others up for 5 s at most
-    "UPDATE {key} SET state = 2, starts = 0, until_at = clock_timestamp() + make_interval(secs => $1) "
-    "WHERE id = $2 AND secret = $3 AND state = 1 "
-    "RETURNING set_config('idle_in_transaction_session_timeout', '5000', true)"
-)
 _RELEASE = (  # CLAIMED → FREE, each under its token; forgotten in a day
     "UPDATE {key} SET state = 0, starts = 0, until_at = now() + interval '1 day' "
     "WHERE id = ANY ($1::bigint[]) AND secret = ANY ($2::bigint[]) AND state = 1 RETURNING id, secret"
@@ -69,10 +67,14 @@ _RENEW = (  # committed lazily: a renewal that is lost ends the lease
     "RETURNING key_id, secret, set_config('synchronous_commit', 'off', true)"
 )
 _LOOKUP = f"SELECT state, {_LIVE} FROM {{key}} AS key WHERE queue = $1 AND key = $2"
-_PURGE = (
-    "WITH gone AS (DELETE FROM {key} WHERE id = ANY (ARRAY(SELECT id FROM {key} WHERE state <> 1 AND until_at <= now() "
-    "ORDER BY until_at LIMIT $1 FOR UPDATE SKIP LOCKED)) RETURNING id), "
-    "ended AS (DELETE FROM {lease} WHERE key_id IN (SELECT id FROM gone)) SELECT count(*) FROM gone"
+_PURGE = (  # of the next $1 to be looked at, those that are over go; the others are looked at when they are
+    "WITH seen AS MATERIALIZED (SELECT id, state <> 1 AND until_at <= now() AS is_over FROM {key} "
+    "WHERE forget_at <= now() ORDER BY forget_at LIMIT $1 FOR UPDATE SKIP LOCKED), "
+    "gone AS (DELETE FROM {key} WHERE id = ANY (ARRAY(SELECT id FROM seen WHERE is_over)) RETURNING id), "
+    "later AS (UPDATE {key} SET forget_at = greatest(until_at, now() + CASE state WHEN 1 THEN interval '1 hour' "
+    "ELSE interval '0' END) WHERE id = ANY (ARRAY(SELECT id FROM seen WHERE NOT is_over))), "
+    "ended AS (DELETE FROM {lease} WHERE key_id = ANY (ARRAY(SELECT id FROM gone))) "
+    "SELECT (SELECT count(*) FROM seen), (SELECT count(*) FROM gone)"
 )
 
 
@@ -127,11 +129,19 @@ class PostgresqlKeys:
         return "done" if found[0] == DONE else "claimed"
 
     def completion(self, token: str, keep: float) -> tuple[str, tuple[Any, ...]]:
-        return self._session.names(_COMPLETE_ONE), (min(keep, FOREVER), *row_of(token))
+        return self._session.names(COMPLETE_ONE), (min(keep, FOREVER), *row_of(token))
 
     async def purge(self, limit: int = 1000) -> int:
-        statement = self._session.names(_PURGE)
-        return await self._session.connections.run(lambda connection: connection.fetchval(statement, limit))
+        statement, gone = self._session.names(_PURGE), 0
+        while gone < limit:
+            left = limit - gone
+            seen, some = await self._session.connections.run(
+                lambda connection, left=left: connection.fetchrow(statement, left)
+            )
+            gone += some
+            if seen < left:
+                break
+        return gone
 
 
 def row_of(token: str) -> tuple[int, int]:
@@ -161,9 +171,9 @@ def answers(tokens: Sequence[str], done: set[str]) -> list[bool]:
 
 async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim]) -> list[ClaimResult]:
     """Claim keys: for each queue one statement and, where some are not free, one look."""
-    groups: dict[tuple[str, float, bool], list[int]] = {}
+    groups: dict[tuple[str, float, bool, float], list[int]] = {}
     for at, claim in enumerate(batch):
-        groups.setdefault((claim.queue, claim.lease, claim.lazy), []).append(at)
+        groups.setdefault((claim.queue, claim.lease, claim.lazy, claim.keep), []).append(at)
     results: list[ClaimResult] = [_BUSY] * len(batch)
     for places in groups.values():
         found = await _claim_in_one_queue(connection, names, [batch[at] for at in places])
@@ -188,6 +198,7 @@ async def _claim_in_one_queue(connection: Connection, names: Names, batch: Seque
         given,
         [batch[first[key]].digest for key in given],
         replays,
+        min(batch[0].keep + batch[0].lease, FOREVER) if batch[0].keep else 0.0,
     )
     taken: dict[str, ClaimResult] = {}
     if columns[0] is not None:

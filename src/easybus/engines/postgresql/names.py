@@ -11,7 +11,10 @@ import hashlib
 import re
 
 TABLES = ("meta", "queue", "topic", "binding", "message", "key", "lease", "dead", "half", "outbox", "fence")
-INDEXES = ("message_due", "key_over", "dead_marked", "dead_oldest", "half_due", "outbox_free", "outbox_transaction")
+INDEXES = (
+    *("message_due", "key_over", "key_forget", "dead_marked", "dead_oldest", "half_due", "outbox_free"),
+    "outbox_transaction",
+)
 LONGEST_TABLE = max(len(name) for name in (*TABLES, *INDEXES))
 
 _INDEXED = 500  # bytes: three such columns stay below what an index entry holds (2,704)
@@ -29,6 +32,7 @@ class Names:
         self._quoted = {name: f"{quoted}.{quote(prefix + name)}" for name in TABLES}
         self._quoted |= {name: quote(prefix + name) for name in INDEXES}  # an index lies where its table does
         self._quoted["schema"] = quoted
+        self._named: dict[str, str] = {}
         self.digest = hashlib.blake2b(f"{schema}\0{prefix}".encode(), digest_size=8)
         self.channel = f"easybus_{self.digest.hexdigest()}"
         """Where this bus's notifications go."""
@@ -37,7 +41,9 @@ class Names:
 
     def __call__(self, statement: str) -> str:
         """The statement with the tables' names in it."""
-        return statement.format_map(self._quoted)
+        if statement not in self._named:
+            self._named[statement] = statement.format_map(self._quoted)
+        return self._named[statement]
 
     def __repr__(self) -> str:
         return f"Names({self.schema!r}, {self.prefix!r})"

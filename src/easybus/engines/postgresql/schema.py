@@ -12,7 +12,7 @@ from ...errors import ConfigurationError
 from .connections import Connection
 from .names import Names
 
-VERSION = 1
+VERSION = 2
 
 _BUSY = (
     "WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)"
@@ -80,7 +80,16 @@ CREATE INDEX {{outbox_free}} ON {{outbox}} (service, id) WHERE NOT parked;
 CREATE INDEX {{outbox_transaction}} ON {{outbox}} (transaction, id)
 """
 
-MIGRATIONS = (_VERSION_1,)
+_VERSION_2 = """
+-- forget_at: when the row is looked at to be forgotten. No index is on what a completion changes, and pages have room
+-- for its new row: so it is written there only.
+ALTER TABLE {key} ADD COLUMN forget_at timestamptz NOT NULL DEFAULT '-infinity';
+ALTER TABLE {key} SET (fillfactor = 70);
+DROP INDEX {schema}.{key_over};
+CREATE INDEX {key_forget} ON {key} (forget_at)
+"""
+
+MIGRATIONS = (_VERSION_1, _VERSION_2)
 """What brings a schema from each version to the next."""
 
 _EXISTS = (  # asked of the catalogue itself: to_regclass may still answer from before the lock was waited for

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import EngineError, NotOpen
 from . import schema
+from .completion import OR_FAIL
 from .connections import Connection, Connections, check_server, connect
 from .failures import is_foreign, translated
 from .guest import Guest
@@ -26,6 +27,8 @@ class Session:
     def __init__(self, location: Location) -> None:
         self.location = location
         self.names = location.names
+        self.or_fail = {self.names(one): self.names(other) for one, other in OR_FAIL.items()}
+        """For each last statement of a handler's transaction, the one that fails where it would change no row."""
         self.topology = Topology(location.names)
         self._connections: Connections | None = None
         self._guests: Connections | None = None

@@ -106,6 +106,28 @@ async def test_a_handler_that_raises_leaves_nothing_of_its_work(url: str, ledger
     assert await amounts(ledger) == []
 
 
+async def test_a_long_handler_that_sees_one_state_of_the_database_commits_at_its_first_start(
+    url: str, ledger: Any
+) -> None:
+    bus = Bus(url)
+    queue = bus.queue("payments", int)
+    starts: list[int] = []
+
+    @queue.handler(within=asyncpg.Connection, lease=0.9)
+    async def write(amount: int, connection: asyncpg.Connection) -> None:
+        starts.append(amount)
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await connection.execute("INSERT INTO ledger VALUES ($1)", amount)
+        await asyncio.sleep(0.8)  # its lease is extended meanwhile, which its transaction does not see
+
+    async with bus.handling():
+        await queue.send(1)
+        await until(ledger, [1])
+        while any(await counts(bus)):
+            await asyncio.sleep(0.02)
+    assert starts == [1]
+
+
 async def test_what_a_handler_sends_within_its_transaction_rides_in_it(url: str, ledger: Any) -> None:
     bus = Bus(url, retry=fixed(0.01, attempts=2))
     receipts = bus.queue("receipts", int)

@@ -18,8 +18,9 @@ from easybus.engines.contract import (
     Publication,
     SchemaEngine,
 )
-from easybus.engines.postgresql import create
+from easybus.engines.postgresql import create, schema
 from easybus.engines.postgresql.engine import PostgresqlEngine
+from easybus.engines.postgresql.location import locate
 from easybus.errors import ConfigurationError
 
 from .conftest import Opener
@@ -107,3 +108,25 @@ async def test_settings_that_weaken_what_is_confirmed_are_told(
     schema = schema_in(url)
     postgresql_server.psql(f"ALTER TABLE {schema}.dead SET UNLOGGED")
     assert [f'"{schema}"."dead" is unlogged' in found for found in await engine.durability()] == [True]
+
+
+async def test_older_tables_are_brought_up_to_date_with_what_they_hold(
+    postgresql_server: PostgresqlServer, opened: Opener
+) -> None:
+    url, fresh = postgresql_server.schema(), postgresql_server.schema()
+    names = locate(url).names
+    postgresql_server.psql(names("CREATE SCHEMA {schema}"))
+    postgresql_server.psql(names(schema.MIGRATIONS[0]))
+    postgresql_server.psql(names("INSERT INTO {meta} VALUES ('version', '1'), ('identity', 'the same')"))
+    columns = "(queue, key, digest, secret, replay, until_at, state, starts, again)"
+    for key, until, state in (("1", "1 minute", 2), ("2", "-1 minute", 2), ("3", "1 minute", 1)):
+        values = f"('jobs', '{key}', '', {key}, '', now() + interval '{until}', {state}, 1, false)"
+        postgresql_server.psql(names(f"INSERT INTO {{key}} {columns} VALUES {values}"))
+    engine = await opened(url)
+    await opened(fresh)
+    assert catalogue(postgresql_server, schema_in(url)) == catalogue(postgresql_server, schema_in(fresh))
+    keys = engine.idempotency
+    assert [await keys.lookup("jobs", key) for key in "123"] == ["done", "free", "claimed"]
+    assert await keys.purge() == 1
+    assert await keys.complete([("3-3", 60.0)]) == [True]
+    assert [await keys.lookup("jobs", key) for key in "123"] == ["done", "free", "done"]
