@@ -30,6 +30,9 @@ class Proxy:
         self.speaks = asyncio.Event()
         """Cleared: it accepts, and passes nothing on."""
         self.speaks.set()
+        self.round_trips = 0
+        """How often a client has spoken that had had its answer, or had said nothing yet."""
+        self._asking: set[asyncio.StreamReader] = set()
 
     @property
     def port(self) -> int:
@@ -63,16 +66,27 @@ class Proxy:
             there_reader, there_writer = await asyncio.open_connection(HOST, self._target)
             self._writers |= {writer, there_writer}
             await asyncio.gather(
-                self._pass(reader, there_writer, from_client=True), self._pass(there_reader, writer, from_client=False)
+                self._pass(reader, there_writer, client=reader), self._pass(there_reader, writer, client=reader)
             )
         except OSError:
             writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool) -> None:
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        client: asyncio.StreamReader,
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 await self.speaks.wait()
-                if from_client and self.budget is not None:
+                if reader is not client:
+                    self._asking.discard(client)
+                elif client not in self._asking:
+                    self._asking.add(client)
+                    self.round_trips += 1
+                if reader is client and self.budget is not None:
                     data = data[: self.budget]
                     self.budget -= len(data)
                     writer.write(data)
@@ -84,7 +98,7 @@ class Proxy:
                         self.cut()
                         return
                     continue
-                if self._says is not None and not from_client:
+                if self._says is not None and reader is not client:
                     heard = re.sub(*self._says, data)
                     assert len(heard) == len(data)
                     data = heard
