@@ -4,8 +4,10 @@
                   │          └ its lease ends → back to the server
                   └ nobody asks for half a second → consumers cancelled, back to the server
 
-Prefetch is what fetches ask for: never more is taken from the server than `held + asked for`. It is fixed for each
-consumer, so a larger demand adds a consumer, on the same channel. RabbitMQ itself has no leases: it gives a message to
+Prefetch is what fetches ask for: never more is taken from the server than `held + asked for`, and twice of that while
+all of it is settled again within a tenth of a second, so that the next messages are here when the last ones are acked.
+What then waits for half a second goes back. Prefetch is fixed for each consumer, so a larger demand adds a consumer, on
+the same channel. RabbitMQ itself has no leases: it gives a message to
 another when the channel ends. The lease is kept here, so a delivery that is stale is known to be: `settle` says so.
 A server that cancels a consumer, or closes the channel, is asked for another by the fetch that waits.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -39,16 +42,20 @@ _ELECTION = 2.0
 _STARVED = 0.05
 """Seconds without a message, all of the prefetch being held, after which a fetch adds to it."""
 _IDLE = 0.5
+_QUICK = 0.1
+"""Seconds in which all of the prefetch is settled where twice of it is asked for."""
 _LARGEST_PREFETCH = 65_535
 
 
 class Held:
     """A delivery's receipt."""
 
-    __slots__ = ("tag", "until")
+    __slots__ = ("came", "tag", "until")
 
-    def __init__(self, tag: int) -> None:
+    def __init__(self, tag: int, came: float) -> None:
         self.tag = tag
+        self.came = came
+        """When, by the loop's clock."""
         self.until = 0.0
         """When its lease ends, by the loop's clock; 0: it is in the buffer."""
 
@@ -61,6 +68,10 @@ class Subscription:
         self._queue = queue
         self._channel: Channel | None = None
         self._consumers: dict[str, int] = {}
+        self._asked = 0
+        """The most that a fetch has asked for since nothing was subscribed."""
+        self._settled, self._since, self._turn = 0, 0.0, math.inf
+        """How many were acked since when, and in how many seconds all of the prefetch was acked last."""
         self._subscribing = asyncio.Lock()
         self._unsettled: dict[int, Held] = {}
         self._buffer: deque[Delivery] = deque()
@@ -75,8 +86,11 @@ class Subscription:
     async def fetch(self, limit: int, wait: float, lease: float) -> list[Delivery]:
         """As `Driver.fetch`."""
         loop = asyncio.get_running_loop()
+        self._asked = max(self._asked, limit)
         if not self._buffer and limit > self._capacity:
             await self._subscribed(limit, loop.time() + wait)
+        elif self._turn <= _QUICK and self._exhausted(limit) and self._capacity < 2 * self._asked:
+            await self._subscribed(self._asked, loop.time() + wait)
         ends = loop.time() + max(wait, _LEAST_WAIT)
         received = self._link.received
         while not self._buffer:
@@ -89,7 +103,7 @@ class Subscription:
             await self._wait(limit, min(left, _STARVED) if self._exhausted(limit) else left)
             if not self._buffer and ends > loop.time():
                 await self._subscribed(limit, ends)
-        return self._take(limit, loop.time() + lease)
+        return self._take(limit, loop.time(), lease)
 
     async def _wait(self, limit: int, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -104,14 +118,16 @@ class Subscription:
             if self._buffer:
                 self._wake_one()  # it is not for us alone, and we may be leaving
 
-    def _take(self, limit: int, until: float) -> list[Delivery]:
+    def _take(self, limit: int, now: float, lease: float) -> list[Delivery]:
         taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
         for delivery in taken:
-            delivery.receipt.until = until
-        self._watch_leases(until)
+            delivery.receipt.until = now + lease
+        self._watch_leases(now + lease)
         if self._buffer:
             self._wake_one()
             self._watch_idle()
+            if self._buffer[0].receipt.came + _IDLE < now:
+                self._release_soon()
         return taken
 
     def _wake_one(self) -> None:
@@ -167,7 +183,7 @@ class Subscription:
             self._consumers[answer.consumer_tag] = missing
 
     def _delivered(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        held = Held(method.delivery_tag)
+        held = Held(method.delivery_tag, asyncio.get_running_loop().time())
         self._unsettled[held.tag] = held
         headers: dict[str, Any] = properties.headers or {}
         attempt = 1 + int(headers.get("x-delivery-count", 0)) + int(headers.get(ATTEMPTS, 0))
@@ -223,6 +239,10 @@ class Subscription:
                     self._channel.raw.basic_ack(tag)
         for tag in tags:
             self._unsettled.pop(tag, None)
+        self._settled += len(tags)
+        if self._settled >= self._capacity:
+            now = asyncio.get_running_loop().time()
+            self._turn, self._since, self._settled = now - self._since, now, 0
 
     def back(self, given: Iterable[Held]) -> None:
         """Give these back to the server, to be delivered again now."""
@@ -263,6 +283,7 @@ class Subscription:
         try:
             async with self._subscribing:
                 consumers, self._consumers = self._consumers, {}
+                self._asked, self._turn = 0, math.inf
                 channel = self._channel
                 if channel is not None:
                     with contextlib.suppress(EngineError):

@@ -201,6 +201,31 @@ class TestConsumers:
         finally:
             await taker.close()
 
+    async def test_what_is_handled_quickly_is_fetched_ahead_and_goes_to_others_when_it_no_longer_is(
+        self, driver: RabbitmqDriver, rabbitmq_server: RabbitmqServer
+    ) -> None:
+        queue = fresh("queue")
+        await topology(driver, [queue])
+        await publish(driver, [to_queue(queue, b"%d" % number) for number in range(1000)])
+        left, subscription = 1000, None
+        async with asyncio.timeout(10):
+            while subscription is None or subscription._capacity == 50:
+                first = await driver.fetch(queue, 50, 1.0, 30.0)
+                second = await driver.fetch(queue, 50, 1.0, 30.0) if subscription and subscription._turn < 0.1 else []
+                await driver.settle(queue, [Ack(one) for one in (*first, *second)])
+                left -= len(first) + len(second)
+                subscription = driver._subscriptions[queue]
+        assert subscription._capacity == 100
+        async with asyncio.timeout(10):
+            while subscription._capacity > 50:  # a message now and then is asked for, and held
+                left -= len(await driver.fetch(queue, 1, 1.0, 30.0))
+                await asyncio.sleep(0.05)
+        taker = await opened(rabbitmq_server.url())
+        try:
+            await receive(taker.driver, queue, left - subscription._capacity, within=10.0)
+        finally:
+            await taker.close()
+
     async def test_a_delivery_of_a_lost_connection_is_stale(
         self, engine: Engine, driver: Driver, rabbitmq_server: RabbitmqServer
     ) -> None:
