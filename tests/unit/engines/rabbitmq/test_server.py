@@ -388,8 +388,9 @@ class TestOtherPrograms:
 
 
 class TestBus:
-    async def test_a_busy_handler_has_one_consumer_with_its_concurrency_as_prefetch(
-        self, rabbitmq_server: RabbitmqServer, other: Any
+    @pytest.mark.parametrize(("seconds", "messages", "consumers"), [(0.2, 60, {1}), (0.0, 1000, {1, 2})])
+    async def test_a_busy_handler_has_one_consumer_with_its_concurrency_as_prefetch_and_a_quick_one_two(
+        self, rabbitmq_server: RabbitmqServer, other: Any, seconds: float, messages: int, consumers: set[int]
     ) -> None:
         queue, count, done = fresh("queue"), 0, asyncio.Event()
         bus = Bus(rabbitmq_server.url(settle=0), storage=f"memory://{fresh('storage')}")
@@ -398,16 +399,16 @@ class TestBus:
         @numbers.handler(concurrency=10)
         async def handle(number: int) -> None:
             nonlocal count
-            await asyncio.sleep(0)
+            await asyncio.sleep(seconds)
             count += 1
-            if count == 1000:
+            if count == messages:
                 done.set()
 
         async with bus.handling():
-            await numbers.send_many(list(range(1000)))
+            await numbers.send_many(list(range(messages)))
             async with asyncio.timeout(20):
                 await done.wait()
-            assert other.queue_declare(queue, passive=True).method.consumer_count == 1
+            assert other.queue_declare(queue, passive=True).method.consumer_count in consumers
 
     async def test_a_bus_handles_retries_and_keeps_dead_letters(self, rabbitmq_server: RabbitmqServer) -> None:
         topic_name, queue = fresh("topic"), fresh("queue")
