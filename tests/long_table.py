@@ -144,7 +144,7 @@ def table(rows: Iterable[Row]) -> str:
     lines = ["| long test | cases | result | took | on |", "| --- | --- | --- | --- | --- |"]
     made: dict[str, None] = {}
     for row in rows:
-        said = row.test.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        said = row.test.rpartition("::")[2].removeprefix("test_").replace("_", " ") + _engine(row.test)
         lines.append(f"| {said} | {row.cases} | {row.result} | {_span(row.seconds)} | {row.date}, `{row.commit}` |")
         on = row.made_on
         made[f"{on['processors']} processors, {on['system']}, Python {on['python']}, SQLite {on['sqlite']}."] = None
@@ -165,13 +165,21 @@ def read(junit: Path) -> tuple[Tally, str]:
         for case in suite.iter("testcase"):
             kinds = {part.tag for part in case}
             outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-            module = case.get("classname", "").replace(".", "/")
-            tally.add(f"{module}.py::{case.get('name')}", outcome, float(case.get("time", 0)))
+            module, _, kind = case.get("classname", "").partition(".Test")
+            inside = f"Test{kind}::" if kind else ""
+            name = f"{module.replace('.', '/')}.py::{inside}{case.get('name')}"
+            tally.add(name, outcome, float(case.get("time", 0)))
     return tally, date
 
 
 def _test(case: str) -> str:
     return case.partition("[")[0]
+
+
+def _engine(test: str) -> str:
+    """Which engine's it is, where each has its own."""
+    parts = test.split("/")
+    return f", {parts[3]}" if parts[2:3] == ["engines"] else ""
 
 
 def _span(seconds: float) -> str:

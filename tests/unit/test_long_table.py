@@ -127,6 +127,19 @@ def test_a_duration_is_said_in_the_unit_that_fits(seconds: float, said: str) -> 
     assert long_table._span(seconds) == said
 
 
+def test_an_engines_own_test_is_named_alike_by_a_run_and_by_its_junit_file_and_says_which_it_is(tmp_path: Path) -> None:
+    junit = tmp_path / "ran.xml"
+    junit.write_text(
+        '<testsuites><testsuite timestamp="2026-11-30T12:00:00">'
+        '<testcase classname="tests.unit.engines.redis.test_faults.TestOutages" name="test_ten_minutes" time="650"/>'
+        "</testsuite></testsuites>"
+    )
+    tally, date = long_table.read(junit)
+    (row,) = tally.rows(date, "abc")
+    assert row.test == "tests/unit/engines/redis/test_faults.py::TestOutages::test_ten_minutes"
+    assert "| ten minutes, redis | 1 | passed | 11 min |" in long_table.table([row])
+
+
 def test_only_a_run_of_the_long_tests_alone_writes() -> None:
     class Manager:
         registered = 0
