@@ -36,7 +36,7 @@ class SmallDisk:
 
 @contextlib.contextmanager
 def small_disk(path: Path, megabytes: int, owner: str | None = None) -> Iterator[SmallDisk]:
-    """Mount one at `path`. A machine that does not let root mount, as in a container without the right, skips the test."""
+    """Mount one at `path`. Where even root may not, as in many a container, the test is skipped."""
     path.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "tmpfs", str(path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
