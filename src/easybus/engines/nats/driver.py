@@ -193,9 +193,8 @@ class NatsDriver:
         for last in (False, True):
             puller, standing = await self._puller(queue)
             try:
-                return await puller.take(
-                    limit, wait, ahead=lease != standing
-                )  # its lease is then told when it is taken
+                # What comes ahead of its asking has its lease told when it is taken: so not where none is told.
+                return await puller.take(limit, wait, ahead=lease != standing)
             except Gone:
                 if self._pullers.get(queue, (None,))[0] is puller:
                     del self._pullers[queue]
