@@ -53,7 +53,7 @@ def test_every_statement_ends_with_its_line_and_nothing_else_does(shell: Shell) 
         for statement in statements:
             code = [line for line in statement.splitlines() if not line.startswith("--") and line.strip()]
             assert code, statement
-            assert code[0].startswith(("CREATE ", "INSERT ", "ALTER ", "UPDATE ")), statement
+            assert code[0].startswith(("CREATE ", "INSERT ", "ALTER ", "UPDATE ", "DROP INDEX ")), statement
 
 
 def test_schema_and_prefix_of_the_url_are_in_it_and_its_password_is_not(shell: Shell) -> None:
