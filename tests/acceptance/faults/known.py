@@ -40,8 +40,8 @@ from .fault import Patch, fault, wrap
 def acks_unhandled(patch: Patch) -> None:
     async def nothing(self: Invoker, *_: Any) -> None: ...
 
-    patch.setattr(Invoker, "_call", nothing)
-    patch.setattr(Invoker, "_call_plain", nothing)
+    for call in ("_call", "_call_given", "_call_plain"):
+        patch.setattr(Invoker, call, nothing)
 
 
 @fault("idempotency store down: acked unhandled", Handle, Plan(calls={"claim:1": "fails"}), known=True)

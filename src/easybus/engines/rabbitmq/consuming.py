@@ -90,7 +90,8 @@ class Subscription:
         if not self._buffer and limit > self._capacity:
             await self._subscribed(limit, loop.time() + wait)
         elif self._turn <= _QUICK and self._exhausted(limit) and self._capacity < 2 * self._asked:
-            await self._subscribed(self._asked, loop.time() + wait)
+            held = len(self._unsettled) + sum(self._waiting.values())
+            await self._subscribed(2 * self._asked - held, loop.time() + wait)
         ends = loop.time() + max(wait, _LEAST_WAIT)
         received = self._link.received
         while not self._buffer:
