@@ -73,8 +73,9 @@ class ExactlyOnce:
                 committing = True
         except _Failed:
             return False
-        except EngineError as error:
-            if committing:
+        except BaseException as error:
+            hand.acked = False  # its delivery may be there as before, and is held until it is settled
+            if committing and isinstance(error, EngineError):
                 raise NotTheHolder from error
             raise
         finally:
