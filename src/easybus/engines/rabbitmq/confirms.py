@@ -80,6 +80,7 @@ class Confirms:
             publishing = _Publishing()
             await publishing.open(self._link)
             if self._link.blocked:
+                publishing.channel.forget()
                 raise self._link.refusal()
             self._publishing = publishing
             return publishing

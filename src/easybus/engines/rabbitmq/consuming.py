@@ -7,9 +7,9 @@
 Prefetch is what fetches ask for: never more is taken from the server than `held + asked for`, and twice of that while
 all of it is settled again within a tenth of a second, so that the next messages are here when the last ones are acked.
 What then waits for half a second goes back. Prefetch is fixed for each consumer, so a larger demand adds a consumer, on
-the same channel. RabbitMQ itself has no leases: it gives a message to
-another when the channel ends. The lease is kept here, so a delivery that is stale is known to be: `settle` says so.
-A server that cancels a consumer, or closes the channel, is asked for another by the fetch that waits.
+the same channel. RabbitMQ itself has no leases: it gives a message to another when the channel ends. The lease is kept
+here, so a delivery that is stale is known to be: `settle` says so. A server that cancels a consumer, or closes the
+channel, is asked for another by the fetch that waits.
 """
 
 from __future__ import annotations
@@ -201,11 +201,15 @@ class Subscription:
 
     def _lost(self, _: Exception) -> None:
         """The channel is closed: the server gives all of it to others."""
-        self._consumers.clear()
+        self._unsubscribed()
         self._unsettled.clear()
         self._buffer.clear()
         self._channel = None
         self._wake_all()
+
+    def _unsubscribed(self) -> None:
+        self._consumers = {}
+        self._asked, self._turn = 0, math.inf
 
     def _wake_all(self) -> None:
         for waiting in self._waiting:
@@ -241,7 +245,7 @@ class Subscription:
         for tag in tags:
             self._unsettled.pop(tag, None)
         self._settled += len(tags)
-        if self._settled >= self._capacity:
+        if self._consumers and self._settled >= self._capacity:
             now = asyncio.get_running_loop().time()
             self._turn, self._since, self._settled = now - self._since, now, 0
 
@@ -283,8 +287,8 @@ class Subscription:
         """Nobody asks: what is in the buffer goes back, and nothing more is sent here until somebody does."""
         try:
             async with self._subscribing:
-                consumers, self._consumers = self._consumers, {}
-                self._asked, self._turn = 0, math.inf
+                consumers = self._consumers
+                self._unsubscribed()
                 channel = self._channel
                 if channel is not None:
                     with contextlib.suppress(EngineError):
