@@ -1,12 +1,15 @@
 """Publishing: each item's queues by the bindings as they are now, one copy to each, all confirmed.
 
 read the version → route → send all copies → answers: every copy of an item confirmed → it counts
+nobody took a copy: its queue has no leader → sent again, within the timeout; its queue is gone → one copy less
 a copy unconfirmed → the item fails, and sending the same message again adds only what is missing: the server
 drops a second copy of an id in each queue's stream for two minutes
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -28,6 +31,8 @@ DELAY = "Easybus-Delay"
 """A header: seconds after its storing before which a message may not be seen."""
 _PART = 8 << 20
 """Bytes that are sent before their answers are waited for."""
+_ELECTING = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Seconds until what nobody took is sent again; then always the last."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -57,6 +62,7 @@ class Publishing:
 
     async def publish(self, batch: Sequence[Publication], most: int) -> list[int | Exception | None]:
         """`most`: bytes that a body may have."""
+        end = asyncio.get_running_loop().time() + self._api.link.address.timeout
         snapshot = await self._topology.current()
         results: list[int | Exception | None] = []
         copies: list[_Copy] = []
@@ -69,6 +75,13 @@ class Publishing:
                 results.append(error)
             else:
                 results.append(len(reached))
+        missed = await self._ask(copies, results)
+        if missed:
+            await self._again(batch, missed, results, end)
+        return results
+
+    async def _ask(self, copies: Sequence[_Copy], results: list[int | Exception | None]) -> list[_Copy]:
+        """Send these, and note what failed. Returns those that surely nobody took: their stream is not there."""
         missed: list[_Copy] = []
         for part in _parts(copies):
             for copy, answer in zip(part, await self._api.link.ask([one.call for one in part]), strict=True):
@@ -76,9 +89,7 @@ class Publishing:
                     missed.append(copy)
                 elif (error := self.failure(answer)) is not None:
                     results[copy.at] = error
-        if missed:
-            await self._explain(batch, missed, results)
-        return results
+        return missed
 
     def call(self, queue: str, item: Publication, default: float) -> Call:
         """One copy for one queue, on its way. Raises `BadDelay`."""
@@ -122,22 +133,44 @@ class Publishing:
             return refused(JetStreamError(ack.error), self._api.link.address.url)
         return None
 
-    async def _explain(
-        self, batch: Sequence[Publication], missed: Sequence[_Copy], results: list[int | Exception | None]
+    async def _again(
+        self, batch: Sequence[Publication], missed: list[_Copy], results: list[int | Exception | None], end: float
     ) -> None:
-        """Nobody took these copies: their queues were dropped meanwhile, or are missing, or have no leader."""
+        """Nobody took these copies: their queues were dropped meanwhile, or are missing, or have no leader. A cluster
+        elects one within moments, and has none for a new stream at first, so the last are sent again until `end`."""
+        loop = asyncio.get_running_loop()
+        pauses = itertools.chain(_ELECTING, itertools.repeat(_ELECTING[-1]))
+        try:
+            while missed := await self._declared(batch, missed, results):
+                pause = next(pauses)
+                if loop.time() + pause > end:
+                    for copy in missed:
+                        results[copy.at] = await self.absent(copy.queue)
+                    return
+                await asyncio.sleep(pause)
+                missed = await self._ask(missed, results)
+        except EasybusError as error:  # what is confirmed stays so
+            for copy in missed:
+                results[copy.at] = error
+
+    async def _declared(
+        self, batch: Sequence[Publication], missed: Sequence[_Copy], results: list[int | Exception | None]
+    ) -> list[_Copy]:
+        """Those whose queue is declared, and whose item may still be confirmed."""
         self._topology.forget()
         snapshot = await self._topology.current()
+        declared: list[_Copy] = []
         for copy in missed:
             item, result = batch[copy.at], results[copy.at]
             if isinstance(result, Exception):
                 continue
             if copy.queue in snapshot.queues:
-                results[copy.at] = await self.absent(copy.queue)
+                declared.append(copy)
             elif not item.to_topic:
                 results[copy.at] = no_queue(item.name)
             elif result:
                 results[copy.at] = result - 1
+        return declared
 
     async def absent(self, queue: str) -> Exception:
         """Why nobody answers for a queue that is declared."""

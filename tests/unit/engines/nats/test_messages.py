@@ -87,6 +87,21 @@ async def test_a_topic_send_that_fails_half_way_is_completed_by_sending_it_again
     assert await drain(driver, "lost") == [b"x"]
 
 
+async def test_a_send_waits_for_a_stream_that_nobody_answers_for(driver: NatsDriver) -> None:
+    """As in a cluster, whose new streams, and those whose leader died, have none for a moment."""
+    await topology(driver, ["kept", "away"], "orders")
+    await driver._api.request(f"STREAM.DELETE.{driver._names.stream('away')}")  # type: ignore[attr-defined]
+    send = Publication(to_topic=True, name="orders", body=b"x", dedupe_id="id")
+    sending = asyncio.create_task(driver.publish([send, to_queue("kept", b"y")]))
+    async with asyncio.timeout(3.0):
+        assert sorted(await drain(driver, "kept")) == [b"x", b"y"]
+    assert not sending.done()
+    await driver._topology._make("away")  # type: ignore[attr-defined]
+    async with asyncio.timeout(3.0):
+        assert await sending == [2, 1]
+    assert await drain(driver, "away") == [b"x"]
+
+
 async def test_what_was_deleted_at_the_server_is_not_declared_until_it_is_again(driver: Driver) -> None:
     await topology(driver, ["emails"], "orders")
     waiting = asyncio.create_task(driver.fetch("emails", 1, 10.0, 30.0))
