@@ -39,7 +39,8 @@ class Intake:
         self._keys = keys
         self._fused = cast("FusedDriver", driver) if fused and keys is not None else None
         self._logger = logger
-        self._lease = subscription.options.lease
+        options = subscription.options
+        self._lease, self._lazy, self._keep = options.lease, options.lazy_claims, options.keep
 
     async def take(self, limit: int, wait: float) -> list[Taken]:
         """Up to `limit` messages as soon as there is one, or none after `wait` seconds."""
@@ -99,12 +100,10 @@ class Intake:
                     subscription.queue,
                 )
             return None, parsed
-        return claim_of(
-            delivery.queue, message, self._lease, lazy=subscription.options.lazy_claims, keep=subscription.options.keep
-        ), parsed
+        return claim_of(delivery.queue, message, self._lease, self._lazy, self._keep), parsed
 
 
-def claim_of(queue: str, message: Message, lease: float, *, lazy: bool = False, keep: float = 0.0) -> Claim:
+def claim_of(queue: str, message: Message, lease: float, lazy: bool = False, keep: float = 0.0) -> Claim:
     """The claim that a message needs; one of no lease counts its start and is free for the next at once."""
     digest = hashlib.blake2b(message.payload, digest_size=16).digest()
     return Claim(queue, message.id, digest, lease, message.headers.get(REPLAY, ""), lazy, keep)

@@ -51,7 +51,10 @@ class Hand(msgspec.Struct, eq=False):
     """Empty: no claim, handled without deduplication."""
     held_until: float
     """Until when no other can have it; after that a handler that runs on would be the second."""
+    worker: asyncio.Task[Any] | None = None
+    """Whose task handles it."""
     task: asyncio.Task[Any] | None = None
+    """The same while the handler may be cancelled."""
     cancelled: Why | None = None
     extended: bool = False
     """Its delivery was extended, or is being extended."""

@@ -132,8 +132,8 @@ class Invoker:
         given = all(source != _PROVIDED for _, _, source in rest) and direct
         self.call: Call = self._call_plain if plain else self._call_given if given else self._call
 
-    async def _call_plain(self, message: Message, payload: Any, transaction: Any) -> Any:
-        return await self.function(payload)
+    def _call_plain(self, message: Message, payload: Any, transaction: Any) -> Awaitable[Any]:
+        return self.function(payload)
 
     async def _call_given(self, message: Message, payload: Any, transaction: Any) -> Any:
         """With what is there: nothing is made for this call, and nothing is left to be closed after it."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ..clock import Clock
 from ..engines.contract import Busy, Claimed, Conflict, Done, Taken
@@ -75,8 +76,9 @@ class Pipeline:
         self.slot_frees: Callable[[], None] = lambda: None
         """Called when a function has returned: its slot will be free when its transaction is committed."""
 
-    async def handle(self, taken: Taken, until: float) -> None:
-        """Handle one message; `until` is when its claim ends if it is not renewed."""
+    async def handle(self, taken: Taken, until: float, worker: asyncio.Task[Any] | None) -> None:
+        """Handle one message in the task `worker` (the current one); `until` is when its claim ends if it is not
+        renewed."""
         parsed: Parsed = taken.parsed
         invoker = parsed.invoker
         claim = taken.claim
@@ -85,7 +87,10 @@ class Pipeline:
         message = parsed.message
         assert invoker is not None and message is not None  # noqa: S101, PT018 - else settled before
         token = claim.token if isinstance(claim, Claimed) else ""
-        hand = Hand(taken.delivery, message, parsed.payload, invoker, message.id, message.retried + 1, token, until)
+        hand = Hand(
+            taken.delivery, message, parsed.payload, invoker, message.id, message.retried + 1, token, until,
+            worker,
+        )  # fmt: skip
         self.holding.add(hand)
         try:
             if isinstance(claim, Claimed) and claim.before:
@@ -104,7 +109,8 @@ class Pipeline:
     async def one_suspect(self, taken: list[Taken]) -> list[Taken]:
         """Of what was begun before without an outcome, one may stay, if no other is at work. The rest go back, before
         it begins, and uncounted: what it kills the process with must not count for them."""
-        suspects = [one for one in taken if isinstance(one.claim, Claimed) and self._suspect(one.claim)]
+        most = self.options.max_starts + 1
+        suspects = [one for one in taken if isinstance(one.claim, Claimed) and 1 < one.claim.starts <= most]
         if not suspects:
             return taken
         kept = suspects[:1] if self._company.open else []
@@ -112,9 +118,6 @@ class Pipeline:
         if waiting:
             await self._settler.not_begun(waiting, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
         return [one for one in taken if one not in waiting]
-
-    def _suspect(self, claim: Claimed) -> bool:
-        return 1 < claim.starts <= self.options.max_starts + 1
 
     async def _settled_before(self, taken: Taken, parsed: Parsed) -> bool:
         """What needs no handler is settled here; False: it goes on, without a claim."""
@@ -165,7 +168,7 @@ class Pipeline:
 
     async def _waited(self, hand: Hand, turn: Awaitable[None]) -> bool:
         """Wait for a turn; False: cancelled meanwhile, and settled."""
-        hand.task = asyncio.current_task()
+        hand.task = hand.worker
         try:
             await turn
         except asyncio.CancelledError:
@@ -197,7 +200,7 @@ class Pipeline:
     # --------------------------------------------------------------------------------------- invoke, and its outcome
 
     async def _invoke(self, hand: Hand, invoker: Invoker) -> None:
-        hand.task = asyncio.current_task()
+        hand.task = hand.worker
         timeout = self.options.timeout
         timer = None if timeout is None else self._clock.call_later(timeout, lambda: hand.cancel(Why.TIMEOUT))
         try:
@@ -214,7 +217,9 @@ class Pipeline:
             await self._let_go(hand)
             await self._raised(hand, error)
         else:
-            await self._let_go(hand)
+            hand.task = None
+            if hand.cancelled is not None:
+                await self._let_go(hand)
             if result is False:
                 await self._again_or_dead(hand, "the handler returned False", None)
             elif self._exactly_once is not None and hand.token:

@@ -212,7 +212,7 @@ class Receiver:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        ready, handle = self._ready, self._pipeline.handle
+        ready, handle, worker = self._ready, self._pipeline.handle, asyncio.current_task()
         self._waking = False
         while True:
             if not ready:
@@ -231,7 +231,7 @@ class Receiver:
             else:
                 self._wake_fetch()
             try:
-                await handle(taken, until)
+                await handle(taken, until, worker)
             except Exception:
                 # A fault of ours: the message stays in flight, and its lease brings it back.
                 self._logger.exception("queue %r: a message is left to its lease", self.queue)
