@@ -23,7 +23,7 @@ OTHERS = $(shell for v in 3.11 3.12 3.13; do for p in $(PYTHON) python$$v $$HOME
   $$p -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && { \
   [ $$p = $(PYTHON) ] || echo $$v:$$p; break; }; done; done)
 
-.PHONY: demo bank test servers test-main test-kills test-alone test-others test-long bench lint types docs clean
+.PHONY: demo bank test servers test-main test-kills test-outages test-alone test-others test-long bench lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: $(if $(filter-out sqlite,$(ENGINE)),.venv/.test servers,.venv/.demo)
@@ -32,21 +32,27 @@ demo: $(if $(filter-out sqlite,$(ENGINE)),.venv/.test servers,.venv/.demo)
 bank: .venv/.test servers
 	$(RUN) -m examples.bank $(if $(TRANSFERS),--transfers $(TRANSFERS)) $(if $(ENGINE),--engine $(ENGINE)) $(if $(SEED),--seed $(SEED))
 
-test: test-main test-kills test-alone test-others
+test: test-main test-kills test-outages test-alone test-others
 
 test-main: .venv/.test servers
-	$(PYTEST) $(MANY) -m "not kills and not alone and not long" $(ARGS)
+	$(PYTEST) $(MANY) -m "not kills and not outages and not alone and not long" $(ARGS)
 
 # Few at once: these start processes and kill them, and then mostly wait for what the dead had claimed.
 test-kills: .venv/.test test-main
 	$(PYTEST) -n 3 --dist worksteal -m "kills and not long" $(ARGS)
 
+# Two at once: these stop, kill and freeze servers, and wait until all goes on. The tests of a file share its servers.
+test-outages: .venv/.test test-kills
+	$(PYTEST) -n 2 --dist loadfile -m "outages and not long" $(ARGS)
+
 # One at a time: these measure time, so nothing else may want the machine.
-test-alone: .venv/.test test-kills
+test-alone: .venv/.test test-outages
 	$(PYTEST) -m "alone and not long" $(ARGS)
 
+# All at the same time: while one is installed, the other works.
 test-others: test-alone
-	@for other in $(OTHERS); do $(MAKE) --no-print-directory .other V=$${other%%:*} P=$${other#*:} || exit 1; done
+	$(if $(OTHERS),@$(MAKE) --no-print-directory --output-sync=target --jobs=2 \
+	  $(foreach other,$(OTHERS),.other-$(firstword $(subst :, ,$(other)))))
 
 # The servers that no wheel brings: from system packages where that may be done, else it says which are not tested.
 servers: .venv/.test
@@ -58,11 +64,11 @@ test-long: .venv/.test servers
 bench: .venv/.bench
 	$(RUN) -m benchmarks $(ARGS)
 
-lint: .venv/.test
+lint: .venv/.lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-types: .venv/.test
+types: .venv/.lint
 	.venv/bin/pyright --pythonpath $(RUN)
 	$(if $(wildcard tests/typing),.venv/bin/pyright --pythonpath $(RUN) tests/typing)
 	$(if $(wildcard tests/typing),.venv/bin/mypy)
@@ -89,19 +95,27 @@ clean:
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test]'
 	@touch $@
 
+.venv/.lint: .venv/.test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test,lint]'
+	@touch $@
+
 # uvloop, the queues that ours is compared with, and the servers that the tests start.
 .venv/.bench: .venv/.made pyproject.toml
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test,bench]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[all,test,lint,bench]'
 	@touch $@
 
 .venv/.docs: .venv/.made pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[cli,docs]'
 	@touch $@
 
+.other-%:
+	@$(MAKE) --no-print-directory .other V=$* P=$(patsubst $*:%,%,$(filter $*:%,$(OTHERS)))
+
 .PHONY: .other
 .other: .venv-$(V)/.test
 	@echo "--- Python $(V)"
-	.venv-$(V)/bin/python -m pytest $(MANY) -m "not kills and not alone and not long and not server" \
+	.venv-$(V)/bin/python -m pytest -n 3 --dist worksteal \
+	  -m "not kills and not outages and not alone and not long and not server" \
 	  tests/unit tests/contracts --ignore tests/unit/sending/test_faults.py  # thousands of runs of the same few lines
 
 .venv-$(V)/.test: pyproject.toml

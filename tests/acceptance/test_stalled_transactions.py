@@ -23,7 +23,7 @@ SERVERS = {"postgresql": ("postgresql_server", "schema"), "mysql": ("mariadb_ser
 BUSY = 22.0
 """Seconds that looking again may take, and a busy machine; less than the engines' own bound, 30 s."""
 _numbers = itertools.count(1)
-pytestmark = [pytest.mark.server, pytest.mark.alone, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.server, pytest.mark.outages, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(params=SERVERS)

@@ -39,7 +39,7 @@ async def eventually(call: Callable[[], Awaitable[T]], within: float = 10.0) -> 
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.alone
+@pytest.mark.outages
 class ServerOutages:
     """Errors are ours and in time, nothing that was confirmed is lost, and nothing has to be opened again."""
 

@@ -44,7 +44,7 @@ async def receive(engine: MysqlEngine, within: float = 10.0) -> bytes:
         assert time.monotonic() < deadline
 
 
-@pytest.mark.alone
+@pytest.mark.outages
 async def test_cut_connections_are_replaced(opened: Opener, mariadb_server: MariadbServer) -> None:
     one, other = await opened(), await opened()
     await one.driver.declare([DeclareQueue("jobs")])

@@ -46,7 +46,7 @@ async def receive(engine: PostgresqlEngine, within: float = 10.0) -> bytes:
         assert time.monotonic() < deadline
 
 
-@pytest.mark.alone
+@pytest.mark.outages
 async def test_cut_connections_are_replaced_and_other_processes_are_heard_again(
     opened: Opener, postgresql_server: PostgresqlServer
 ) -> None:

@@ -12,7 +12,7 @@ from easybus.engines.redis.engine import RedisEngine
 from easybus.errors import EngineError, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.outages
 
 
 async def again(engine: RedisEngine, queue: str) -> list[bytes]:

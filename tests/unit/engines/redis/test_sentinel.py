@@ -14,7 +14,7 @@ from easybus.engines.registry import create
 from easybus.errors import EngineError, Refused, Unavailable
 from easybus.testing.driver_base import publish, receive, to_queue, topology
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.outages
 
 
 class Trio:
