@@ -18,7 +18,7 @@ from tests.servers.cluster_rabbitmq import RabbitmqCluster
 from tests.servers.cluster_redis import RedisSentinels
 from tests.servers.postgresql import PostgresqlServer
 
-pytestmark = [pytest.mark.outages, pytest.mark.timeout(300)]  # a cluster's start takes up to half a minute
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]  # a cluster's start takes up to half a minute
 
 SHORT = ("kill", "freeze", "kill")
 LONG = ("kill", "freeze", "kill") * 10
