@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import difflib
 import functools
 import json
@@ -133,16 +134,18 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line beside the output, on stderr."""
-    print(visible(hidden(text)), file=sys.stderr)
+    """A line beside the output, on stderr; lost where that cannot be written to, and what it speaks of goes on."""
+    with contextlib.suppress(OSError):
+        print(visible(hidden(text)), file=sys.stderr)
 
 
 def note_json(text: str, **fields: object) -> None:
-    """A line beside the output, on stderr, as JSON: when it was said, what, and what else is known of it."""
+    """As `note`, as JSON: when it was said, what, and what else is known of it."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"at": at, "message": hidden(text), **fields})
-    sys.stderr.write(f"{line}\n")  # in one piece: several processes may write there
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{line}\n")  # in one piece: several processes may write there
+        sys.stderr.flush()
 
 
 def show_json(value: object) -> None:

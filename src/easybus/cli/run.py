@@ -26,17 +26,21 @@ class _Json(logging.Handler):
     """Log records as JSON, one a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields: dict[str, object] = {"level": record.levelname, "logger": record.name, "process": record.process}
-        if record.exc_info:
-            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
-        note_json(record.getMessage(), **fields)
+        """Never raises: who logs is in the middle of something else."""
+        try:
+            fields: dict[str, object] = {"level": record.levelname, "logger": record.name, "process": record.process}
+            if record.exc_info:
+                fields["traceback"] = hidden(logging.Formatter().formatException(record.exc_info))
+            note_json(record.getMessage(), **fields)
+        except Exception:
+            self.handleError(record)
 
 
 class _Visible(logging.Formatter):
-    """Log lines that may quote a payload: what steers a terminal is escaped in them."""
+    """Log lines that may quote a payload or a URL: what steers a terminal is escaped in them, passwords are hidden."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(visible(line) for line in super().format(record).split("\n"))
+        return "\n".join(visible(line) for line in hidden(super().format(record)).split("\n"))
 
 
 @guarded

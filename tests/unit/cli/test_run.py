@@ -332,3 +332,52 @@ def test_what_a_log_line_quotes_cannot_steer_the_terminal(app: Shell) -> None:
     process.communicate(timeout=20)
     assert "\\x1b[2J" in line
     assert "\x1b" not in line
+
+
+FAILS = """async def send_email(email: Email) -> None:
+    logging.getLogger("shop").info("not %d", "a number")
+    try:
+        raise ValueError(f"cannot reach redis://user:{chr(115)}3cret@there/{chr(27)}[2J")
+    except ValueError:
+        logging.getLogger("shop").exception("no email")
+        raise
+"""
+
+
+@pytest.fixture
+def failing(app: Shell) -> Shell:
+    """An app whose every email fails at once and for good, and is said with its traceback."""
+    text = APP.replace("async def send_email(email: Email) -> None:\n", f"{FAILS}\n").replace(
+        "import os", "import logging, os"
+    )
+    text = text.replace("bus import Bus", "bus import Bus; from easybus import never").replace(
+        "@emails.handler", "@emails.handler(retry=never())"
+    )
+    (app.folder / "shop.py").write_text(text)
+    send(app, "a@b")
+    return app
+
+
+@pytest.mark.parametrize("words", [("--json",), (), ("--json", "--workers", "2"), ("--workers", "2")], ids=" ".join)
+def test_a_log_that_cannot_be_written_stops_nothing(failing: Shell, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full, failing.spawn("run", "shop:bus", *words, output=full) as process:
+        try:
+            until(lambda: len(failing.run("dead", "list", "--json").json) == 1, "the message is a dead letter")
+            assert process.poll() is None
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("words", [("--json",), ()], ids=" ".join)
+def test_a_log_shows_no_password_of_an_error_and_no_fault_in_a_call_to_it_ends_anything(
+    failing: Shell, words: tuple[str, ...]
+) -> None:
+    with running(failing, *words) as process:
+        until(lambda: len(failing.run("dead", "list", "--json").json) == 1, "the message is a dead letter")
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+    assert "redis://user:***@there" in err
+    assert "s3cret" not in err
+    if words:
+        (line,) = (json.loads(line) for line in err.splitlines() if '"no email"' in line)
+        assert "ValueError: cannot reach redis://user:***@there" in line["traceback"]
