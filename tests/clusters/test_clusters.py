@@ -20,7 +20,7 @@ from tests.servers.postgresql import PostgresqlServer
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]  # a cluster's start takes up to half a minute
 
-SHORT = ("kill", "freeze", "kill")
+SHORT = ("kill", "freeze")
 LONG = ("kill", "freeze", "kill") * 10
 HOW_LONG = [
     pytest.param(SHORT, id="short"),
