@@ -7,10 +7,11 @@ last, which DONE must be remembered for.
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeAlias, cast
 
@@ -22,11 +23,13 @@ Policy: TypeAlias = Callable[[int], "float | timedelta | None"]
 Retrying: TypeAlias = Policy | Mapping[type[BaseException], Policy]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RetryPolicy:
-    """A policy that declares its horizon. `attempts` counts the first one too."""
+    """A policy that declares its horizon; equal to one that is written alike. `attempts` counts the first one too."""
 
-    delays: Callable[[int], float]
+    written: str
+    """The call that makes it, such as `fixed(5, attempts=3)`."""
+    delays: Callable[[int], float] = field(compare=False)
     attempts: int | None
     jitter: float
     horizon: float | None
@@ -36,6 +39,9 @@ class RetryPolicy:
         if self.attempts is not None and attempts >= self.attempts:
             return None
         return self.delays(attempts) * (1 + random.random() * self.jitter)
+
+    def __repr__(self) -> str:
+        return self.written
 
 
 def exponential(
@@ -54,10 +60,13 @@ def exponential(
         raise ConfigurationError(f"jitter={jitter}; it is a fraction from 0 to 10, such as 0.1")
 
     def delay(attempt: int) -> float:
-        # Past this exponent the cap has long been reached, and floats would overflow.
-        return min(cap, first * factor ** min(attempt - 1, 200)) if factor < 30 else min(cap, first)
+        try:
+            return min(cap, first * float(factor) ** (attempt - 1))
+        except OverflowError:  # the cap has long been reached
+            return cap
 
-    return RetryPolicy(delay, attempts, jitter, _horizon(delay, attempts, jitter))
+    written = _written(exponential, first=first, factor=factor, cap=cap, attempts=attempts, jitter=jitter)
+    return RetryPolicy(written, delay, attempts, jitter, _horizon(delay, attempts, jitter))
 
 
 def fixed(seconds: float, attempts: int | None = 8, jitter: float = 0.0) -> RetryPolicy:
@@ -65,7 +74,8 @@ def fixed(seconds: float, attempts: int | None = 8, jitter: float = 0.0) -> Retr
     if not 0 <= seconds < math.inf:
         raise ConfigurationError(f"fixed({seconds}); the wait is 0 seconds or more")
     _attempts(attempts)
-    return RetryPolicy(lambda _: seconds, attempts, jitter, _horizon(lambda _: seconds, attempts, jitter))
+    written = _written(fixed, seconds, attempts=attempts, jitter=jitter)
+    return RetryPolicy(written, lambda _: seconds, attempts, jitter, _horizon(lambda _: seconds, attempts, jitter))
 
 
 def schedule(*seconds: float) -> RetryPolicy:
@@ -73,12 +83,13 @@ def schedule(*seconds: float) -> RetryPolicy:
     for wait in seconds:
         if not 0 <= wait < math.inf:
             raise ConfigurationError(f"schedule({', '.join(map(str, seconds))}); each wait is 0 seconds or more")
-    return RetryPolicy(lambda attempt: seconds[attempt - 1], len(seconds) + 1, 0.0, float(sum(seconds)))
+    written = _written(schedule, *seconds)
+    return RetryPolicy(written, lambda attempt: seconds[attempt - 1], len(seconds) + 1, 0.0, float(sum(seconds)))
 
 
 def never() -> RetryPolicy:
     """No retry: the first failure makes a dead letter."""
-    return RetryPolicy(lambda _: 0.0, 1, 0.0, 0.0)
+    return RetryPolicy(_written(never), lambda _: 0.0, 1, 0.0, 0.0)
 
 
 def delay_after(retrying: Retrying, error: BaseException | None, attempts: int) -> float | None:
@@ -115,6 +126,18 @@ def _policy(retrying: Retrying, error: BaseException | None) -> Policy:
 
 def _mapping(retrying: Retrying) -> Mapping[type[BaseException], Policy] | None:
     return cast("Mapping[type[BaseException], Policy]", retrying) if isinstance(retrying, Mapping) else None
+
+
+def _written(policy: Callable[..., RetryPolicy], *values: float, **options: float | None) -> str:
+    """The call of `policy`, without the options that are as they are anyway: what is equal is written alike."""
+    usual = inspect.signature(policy).parameters
+    words = [_number(value) for value in values]
+    words += [f"{name}={_number(value)}" for name, value in options.items() if value != usual[name].default]
+    return f"{policy.__name__}({', '.join(words)})"
+
+
+def _number(value: float | None) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _horizon(delay: Callable[[int], float], attempts: int | None, jitter: float) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from easybus import Bus, ConfigurationError, Outgoing, PayloadError, Queue, Router, Topic, never
+from easybus import Bus, ConfigurationError, Outgoing, PayloadError, Queue, Router, Topic, fixed, never
 
 
 async def test_a_misspelt_option_of_a_send_is_an_error_and_nothing_is_sent():
@@ -58,6 +58,32 @@ def test_a_retry_that_is_no_policy_is_an_error_where_it_is_written() -> None:
     jobs = Bus("memory://").queue("jobs", int)
     with pytest.raises(ConfigurationError, match="retry=3; it is a policy"):
         jobs.handler(retry=3)  # type: ignore[call-overload]
+
+
+async def test_functions_that_share_a_queue_may_each_write_the_same_settings_and_no_others() -> None:
+    bus = Bus("memory://")
+    jobs = bus.queue("jobs", int, str, float)
+    done: list[int | str] = []
+
+    @jobs.handler(int, retry=fixed(5, attempts=3))
+    def count(job: int) -> None:
+        done.append(job)
+
+    @jobs.handler(str, retry=fixed(5, attempts=3))
+    def name(job: str) -> None:
+        done.append(job)
+
+    async with bus.testing() as t:
+        await jobs.send_many([1, "one"])
+        await t.drain()
+    assert sorted(done, key=str) == [1, "one"]
+
+    @jobs.handler(float, retry=fixed(5, attempts=4))
+    def weigh(job: float) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=re.escape("=fixed(5, attempts=3) and retry=fixed(5, attempts=4)")):
+        async with bus.testing():
+            pass
 
 
 async def test_a_coroutine_function_in_plain_wrapping_is_awaited() -> None:
