@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -154,7 +154,7 @@ def _refuse_missing_file(url: str) -> None:
     parts = urlsplit(url)
     if parts.netloc or len(parts.path) < 2:
         return  # a server's, or no file at all
-    path = Path(parts.path[1:])
+    path = Path(unquote(parts.path[1:]))
     if not path.exists():
         beside = [found.name for found in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         raise Failure(f"there is no file {path} ({path.absolute()}); {close_to(path.name, beside, 'files')}")

@@ -141,6 +141,14 @@ def test_a_mistyped_file_is_not_made(shell: Shell) -> None:
     assert not typo.exists()
 
 
+def test_a_path_is_read_out_of_the_url_as_the_bus_reads_it(shell: Shell) -> None:
+    shell.file.rename(shell.folder / "my café.db")
+    shell.url = f"sqlite:///{shell.folder}/my%20caf%C3%A9.db"
+    assert set(counts(shell)) == {"emails", "receipts"}
+    wrong = shell.run("queues", "--url", shell.url.replace("my", "our"), url=False)
+    assert "did you mean my café.db?" in wrong.err
+
+
 def test_a_wrong_scheme_is_answered_with_those_there_are(shell: Shell) -> None:
     wrong = shell.run("queues", "--url", "sqlight:///shop.db", url=False)
     assert wrong.code == 1
