@@ -48,13 +48,14 @@ def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptio
 
     Raises:
         PayloadError: the value fits none of the contract's types.
-        ConfigurationError: an id, route key or headers that are no text, or that a `Message` has of its own.
+        ConfigurationError: an id, route key or headers that no UTF-8 text can be, or that a `Message` has of its own.
     """
     if isinstance(value, Message):
         if options.get("route_key") or options.get("headers") or options.get("id") is not None:
             raise ConfigurationError(
                 "a Message has its own id, route key and headers: leave out id=, route_key=, headers="
             )
+        _check_texts(value.id, value.route_key, value.headers)
         return value
     payload, kind = contract.payloads.encode(value)
     if not options:  # the common case, at half the price
@@ -63,16 +64,22 @@ def message_of(contract: Topic[Any] | Queue[Any], value: Any, options: SendOptio
     if kind:
         headers[TYPE] = kind
     given, route_key = options.get("id"), options.get("route_key", "")
-    # Types are the editor's to check, but a number here would be confirmed, and unreadable to every handler.
-    for name, text in (
-        ("id", "" if given is None else given),
-        ("route_key", route_key),
-        *headers.items(),
-        *((key, key) for key in headers),
-    ):
+    _check_texts("" if given is None else given, route_key, headers)
+    return Message(id=new_id() if given is None else given, payload=payload, route_key=route_key, headers=headers)
+
+
+def _check_texts(id: str, route_key: str, headers: Mapping[str, str]) -> None:
+    """Types are the editor's to check, but a number here would be confirmed, and unreadable to every handler."""
+    for name, text in (("id", id), ("route_key", route_key), *headers.items(), *zip(headers, headers, strict=True)):
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"{name}={text!r} is no text: write {name}={str(text)!r}")
-    return Message(id=new_id() if given is None else given, payload=payload, route_key=route_key, headers=headers)
+        if not text.isascii():
+            whole = text.encode("utf-8", "replace").decode()
+            if whole != text:
+                raise ConfigurationError(
+                    f"{name}={text!r} holds half a surrogate pair, which no UTF-8 text can: write {whole!r}, "
+                    "or what the half was meant to be"
+                )
 
 
 def delay_of(options: SendOptions, now: float) -> float | None:
@@ -84,6 +91,8 @@ def delay_of(options: SendOptions, now: float) -> float | None:
         return delay
     if delay is not None:
         raise ConfigurationError("delay= and at= both say when; give one of them")
+    if not isinstance(at, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigurationError(f"at={at!r}; it is a datetime with a time zone, such as datetime(..., tzinfo=UTC)")
     if at.tzinfo is None:
         raise ConfigurationError(f"at={at!r} has no time zone; write at=datetime(..., tzinfo=UTC)")
     return max(0.0, at.timestamp() - now)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import pydantic
 import pytest
 
-from easybus import Bus, ConfigurationError, Outgoing, PayloadError, Queue, Router, Topic, fixed, never
+from easybus import Bus, ConfigurationError, Message, Outgoing, PayloadError, Queue, Router, Topic, fixed, never
 
 
 async def test_a_misspelt_option_of_a_send_is_an_error_and_nothing_is_sent():
@@ -33,6 +33,13 @@ async def test_a_misspelt_option_of_a_send_is_an_error_and_nothing_is_sent():
         ({"route_key": 7}, "route_key=7 is no text"),
         ({"headers": {"tenant": 7}}, "tenant=7 is no text"),
         ({"headers": {7: "tenant"}}, "7=7 is no text"),
+        ({"id": "a\ud800"}, r"id='a\ud800' holds half a surrogate pair, which no UTF-8 text can: write 'a?'"),
+        ({"route_key": "\udcff.é"}, r"route_key='\udcff.é' holds half a surrogate pair"),
+        ({"headers": {"tenant": "\udc00"}}, r"tenant='\udc00' holds half a surrogate pair"),
+        ({"headers": {"\udc00": "tenant"}}, r"'\udc00' holds half a surrogate pair"),
+        ({"at": "2026-01-01"}, "at='2026-01-01'; it is a datetime with a time zone, such as datetime(..., tzinfo=UTC)"),
+        ({"at": date(2026, 1, 1)}, "at=datetime.date(2026, 1, 1); it is a datetime with"),
+        ({"at": 1767225600}, "at=1767225600; it is a datetime with"),
         ({"delay": "60"}, "delay='60'; it is a number of seconds"),
         ({"delay": timedelta(minutes=1)}, "it is a number of seconds"),
     ],
@@ -46,6 +53,24 @@ async def test_what_no_handler_could_read_is_refused_before_it_is_sent(options: 
         with pytest.raises(ConfigurationError, match=re.escape(says)):
             await numbers.send_many([Outgoing(1, **options)])
         assert (await bus.driver.stats("numbers")).ready == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (Message(id=7), "id=7 is no text: write id='7'"),  # type: ignore[arg-type]
+        (Message(id="\ud800"), r"id='\ud800' holds half a surrogate pair"),
+        (Message(id="m", headers={"tenant": "\udc00"}), r"tenant='\udc00' holds half a surrogate pair"),
+    ],
+)
+async def test_a_message_that_no_handler_could_read_is_refused_too(message: Message, says: str) -> None:
+    bus = Bus("memory://")
+    numbers = bus.queue("numbers", int)
+    async with bus:
+        with pytest.raises(ConfigurationError, match=re.escape(says)):
+            await numbers.send(message)
+        await numbers.send(Message(id="é", payload=b"1", route_key="😀"))
+        assert (await bus.driver.stats("numbers")).ready == 1
 
 
 def test_a_topic_has_no_delay_of_its_own_and_a_queue_has() -> None:
