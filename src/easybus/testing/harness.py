@@ -36,6 +36,9 @@ _PATIENCE = 10.0
 """Real seconds that one drain may take; then it says what is still at work."""
 _MOVABLE = ("memory:", "sqlite:")
 """Engines that go by the clock that they are given."""
+_HAIR = 0.001
+"""Seconds of the clock past the end of an `advance` that still belong to it: sums of times are rounded, and a file's
+times are whole microseconds, so what is due at the end may be due a hair later."""
 _STILL = 1.0
 """Real seconds after which a handler that is still at work counts as waiting for the clock. Long, for a busy machine:
 the clock moves on under a handler that is only slow, and what it does comes later than it should."""
@@ -188,6 +191,9 @@ class Harness:
             # A handler at work has a lease to be renewed in time; else only what is really due makes a stop.
             due = self.clock.next_due(polls=self._only_handlers_wait())
             self.clock.advance_to(min(until, now + step if due is None else max(now, min(due, now + step))))
+            await self._settle(patient=False)
+        while (due := self.clock.next_due(polls=False)) is not None and due <= until + _HAIR:
+            self.clock.advance_to(due)
             await self._settle(patient=False)
         await self._look()
 

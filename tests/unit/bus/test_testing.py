@@ -1,4 +1,4 @@
-"""`bus.testing()` where its storage is a file."""
+"""`bus.testing()`: what it promises on memory, and where its storage is a file or a server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,83 @@ from pathlib import Path
 import pytest
 from tests.servers.postgresql import PostgresqlServer
 
-from easybus import Bus, ConfigurationError
+from easybus import Bus, ConfigurationError, fixed, schedule
 from easybus.testing.virtual import VirtualClock
+
+
+@pytest.fixture(params=["memory", "file"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    return None if request.param == "memory" else f"sqlite:///{tmp_path}/shop.db"
+
+
+@pytest.mark.parametrize("delay", [1.1, 60])
+@pytest.mark.parametrize("kind", ["queue", "topic", "retry"])
+async def test_what_is_due_when_an_advance_ends_is_handled_by_it(storage: str | None, kind: str, delay: float) -> None:
+    bus = Bus("memory://")
+    got: list[int] = []
+    topic, queue = bus.topic("numbers", int), bus.queue("queued", int)
+
+    @topic.handler("takers")
+    @queue.handler(retry=fixed(delay, attempts=2))
+    async def take(number: int) -> None:
+        if kind == "retry" and not t.failures:
+            raise ConnectionError("busy")
+        got.append(number)
+
+    async with bus.testing(storage=storage) as t:
+        await bus.send(topic if kind == "topic" else queue, 7, delay=0 if kind == "retry" else delay)
+        await t.drain()
+        await t.advance(seconds=delay * 0.9)
+        assert got == []
+        await t.advance(seconds=delay - delay * 0.9)
+        assert got == [7]
+
+
+async def test_retries_one_after_the_other_have_all_come_after_their_delays_sum(storage: str | None) -> None:
+    bus = Bus("memory://", retry=schedule(1.1, 5.7, 30.3))
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler
+    async def take(number: int) -> None:
+        raise ConnectionError("busy")
+
+    async with bus.testing(storage=storage) as t:
+        await numbers.send(7)
+        await t.advance(seconds=1.1 + 5.7 + 30.3)
+        assert [letter.attempts for letter in t.dead("numbers")] == [4]
+
+
+async def test_many_short_advances_are_as_good_as_a_long_one(storage: str | None) -> None:
+    bus = Bus("memory://")
+    got: list[int] = []
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler
+    async def take(number: int) -> None:
+        got.append(number)
+
+    async with bus.testing(storage=storage) as t:
+        await numbers.send(7, delay=1)
+        for _ in range(10):
+            await t.advance(seconds=0.1)
+        assert got == [7]
+
+
+async def test_what_falls_due_where_the_clock_stops_anyway_is_handled_there(storage: str | None) -> None:
+    """A long advance stops at each hundredth of its span."""
+    bus = Bus("memory://")
+    at: list[float] = []
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler
+    async def take(number: int) -> None:
+        at.append(t.clock.time())
+
+    async with bus.testing(storage=storage) as t:
+        sent = t.clock.time()
+        await numbers.send(7, delay=1)
+        await t.advance(seconds=100)
+        assert [when - sent for when in at] == [1]
 
 
 async def test_a_long_idle_time_on_a_file_makes_few_stops(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from ..contract import (
 from .connect import Connection, insert
 from .guest import refuse_in_transaction
 from .limits import CAPABILITIES, LIMITS
-from .stamps import to_microseconds
+from .stamps import from_microseconds, stamp_at, to_microseconds
 from .topology import no_queue, no_topic
 from .waking import until_found
 from .writer import WRITE, Writer
@@ -86,7 +86,7 @@ class SqliteDriver:
 
     def now(self) -> int:
         """The host's clock, in microseconds; read inside the transaction, so that later commits are later."""
-        return int(self.clock.time() * 1e6)
+        return stamp_at(self.clock.time())
 
     async def declare(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -175,7 +175,7 @@ class SqliteDriver:
         found = connection.rows(_NEXT_DUE, (writer.topology.queue(connection, queue),))
         if not found:
             return [], 0.0
-        return WRITE if found[0][0] <= self.now() else ([], found[0][0] / 1e6)
+        return WRITE if found[0][0] <= self.now() else ([], from_microseconds(found[0][0]))
 
     def own(self, writer: Writer, connection: Connection, queue: str, limit: int, lease: float) -> list[Delivery]:
         """Take up to `limit` due messages, in the writer's transaction."""

@@ -9,7 +9,7 @@ from typing import Any
 from ...clock import Clock
 from ..contract import Half
 from .connect import Connection, Row
-from .stamps import from_microseconds, to_microseconds
+from .stamps import from_microseconds, stamp_at, to_microseconds
 from .writer import WRITE, Writer
 
 _COLUMNS = "id, service, topic, body, token, due_at, checks, parked, created_at, error"
@@ -40,7 +40,7 @@ class SqliteHalves:
         self._writer = writer
 
     def _now(self) -> int:
-        return int(self._clock.time() * 1e6)
+        return stamp_at(self._clock.time())
 
     async def store(self, half: Half, due_in: float) -> tuple[str, bool]:
         def work(connection: Connection) -> tuple[str, bool]:

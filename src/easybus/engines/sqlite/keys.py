@@ -19,7 +19,7 @@ from typing import Any
 from ...clock import Clock
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
 from .connect import Connection, insert
-from .stamps import FOREVER, to_microseconds
+from .stamps import FOREVER, stamp_at, to_microseconds
 from .writer import Writer
 
 FREE, CLAIMED, DONE = 0, 1, 2
@@ -59,7 +59,7 @@ class SqliteKeys:
         self._writer = writer
 
     def _now(self) -> int:
-        return int(self._clock.time() * 1e6)
+        return stamp_at(self._clock.time())
 
     async def claim(self, batch: Sequence[Claim]) -> list[ClaimResult]:
         writer = self._writer()

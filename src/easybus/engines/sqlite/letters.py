@@ -16,7 +16,7 @@ from ...errors import EnvelopeError
 from ...message import Message
 from ..contract import DeadLetter
 from .connect import Connection, Row
-from .stamps import from_microseconds, to_microseconds
+from .stamps import from_microseconds, stamp_at, to_microseconds
 from .writer import WRITE, Writer
 
 _HISTORY = 100  # entries kept of one letter
@@ -172,7 +172,7 @@ class SqliteLetters:
         return await self._writer().read(lambda connection: dict(connection.rows(_COUNT)))
 
     def _now(self) -> int:
-        return int(self._clock.time() * 1e6)
+        return stamp_at(self._clock.time())
 
 
 def _fence(connection: Connection) -> int:

@@ -24,7 +24,7 @@ from ...clock import Clock, wait
 from ..contract import OutboxRow, Publication
 from . import schema
 from .connect import Connection, Row
-from .stamps import from_microseconds, to_microseconds
+from .stamps import from_microseconds, stamp_at, to_microseconds
 from .writer import WRITE, Writer
 
 _COLUMNS = (
@@ -88,7 +88,7 @@ class SqliteOutbox:
         return self._writer().location.url
 
     def _now(self) -> int:
-        return int(self._clock.time() * 1e6)
+        return stamp_at(self._clock.time())
 
     def statements(self, service: str, batch: Sequence[Publication]) -> list[tuple[str, tuple[Any, ...]]]:
         committed = self._writer().reader.value(_COMMITTED) or 0

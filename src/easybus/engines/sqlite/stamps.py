@@ -15,3 +15,9 @@ def to_microseconds(seconds: float) -> int:
 def from_microseconds(stamp: int) -> float:
     """Microseconds as seconds."""
     return stamp / 1e6
+
+
+def stamp_at(seconds: float) -> int:
+    """The last stamp that has come at this time: a timer to `from_microseconds(stamp)` never finds it ahead."""
+    stamp = round(seconds * 1e6)
+    return stamp if from_microseconds(stamp) <= seconds else stamp - 1

@@ -16,9 +16,6 @@ from ...clock import Clock, wait
 T = TypeVar("T")
 Watcher: TypeAlias = "asyncio.Future[None]"
 
-_SLACK = 0.0002
-"""Seconds past a due time, so that rounding does not wake us before it."""
-
 
 class Watchers:
     """Futures of many event loops, by the name of what they wait for; each is woken once."""
@@ -76,10 +73,11 @@ async def until_found(
             now = clock.time()
             if found or now >= end:
                 return found
-            # What is due beyond the end has its timer too: a test's clock stops for that, and not for each look.
-            timer = clock.call_later(max(_SLACK, due + _SLACK - now), partial(_wake, watcher)) if due else None
+            # What is due beyond the end has its timer too: a test's clock stops for that, and not for each look. No
+            # later than due: where that clock stands still, nobody would come for what is ready by then.
+            timer = clock.call_later(max(0.0, due - now), partial(_wake, watcher)) if due else None
             try:
-                await wait(clock, watcher, max(_SLACK, end - now), poll=True)
+                await wait(clock, watcher, end - now, poll=True)
             finally:
                 if timer is not None:
                     timer.cancel()
