@@ -81,7 +81,7 @@ class Topology:
 
     async def known(self, connections: Connections) -> Snapshot:
         """The snapshot at hand, however old: whoever uses it finds out whether it is the last."""
-        return self._last or await connections.run(self.read)
+        return self._last or await connections.run(self._reload)
 
     async def current(self, connections: Connections) -> Snapshot:
         """What is declared now."""
@@ -91,9 +91,13 @@ class Topology:
         last = self._last
         if last is not None and int(await link.value(_VERSION)) == last.version:
             return last
-        return await self.read(link)
+        return await self._reload(link)
 
-    async def read(self, link: Link) -> Snapshot:
+    async def _reload(self, link: Link) -> Snapshot:
+        self._last = await self._read(link)
+        return self._last
+
+    async def _read(self, link: Link) -> Snapshot:
         """Read all. The version first: what is newer than it is read again, never taken for old."""
         version, queues, topics, bindings = await link.run((_VERSION,), (_QUEUES,), (_TOPICS,), (_BINDINGS,))
         found = Snapshot(int(version.rows[0][0]))
@@ -108,7 +112,6 @@ class Topology:
                 found.bindings[Binding(topic, queue, pattern)] = None
                 pairs[topic].append((queue, pattern))
         found.routes = {topic: Routes(bound) for topic, bound in pairs.items()}
-        self._last = found
         return found
 
     async def declare(self, connections: Connections, changes: Sequence[Change]) -> None:
@@ -123,7 +126,7 @@ class Topology:
     async def _declare(self, link: Link, changes: Sequence[Change]) -> None:
         try:
             await link.run(BEGIN, (_LOCK_VERSION,))
-            snapshot = await self.read(link)
+            snapshot = await self._read(link)  # nobody else's: others must not see what is not committed
             for change in changes:
                 if snapshot.has(change):
                     continue
@@ -147,7 +150,7 @@ class Topology:
     async def _drop(self, link: Link, changes: Sequence[Change]) -> None:
         try:
             await link.run(BEGIN, (_LOCK_VERSION,))
-            snapshot = await self.read(link)
+            snapshot = await self._read(link)
             steps = [step for change in changes for step in _dropping(snapshot, change)]
             await link.run(*steps, (_RAISE_VERSION,), COMMIT)
         finally:

@@ -79,7 +79,7 @@ class Topology:
 
     async def known(self, connections: Connections) -> Snapshot:
         """The snapshot at hand, however old: whoever uses it finds out whether it is the last."""
-        return self._last or await connections.run(self.read)
+        return self._last or await connections.run(self._reload)
 
     async def current(self, connections: Connections) -> Snapshot:
         """What is declared now."""
@@ -89,9 +89,13 @@ class Topology:
         last = self._last
         if last is not None and await connection.fetchval(self._names(_VERSION)) == last.version:
             return last
-        return await self.read(connection)
+        return await self._reload(connection)
 
-    async def read(self, connection: Connection) -> Snapshot:
+    async def _reload(self, connection: Connection) -> Snapshot:
+        self._last = await self._read(connection)
+        return self._last
+
+    async def _read(self, connection: Connection) -> Snapshot:
         """Read all. The version first: what is newer than it is read again, never taken for old."""
         names = self._names
         found = Snapshot(await connection.fetchval(names(_VERSION)))
@@ -106,7 +110,6 @@ class Topology:
                 found.bindings[Binding(topic, queue, pattern)] = None
                 pairs[topic].append((queue, pattern))
         found.routes = {topic: Routes(bound) for topic, bound in pairs.items()}
-        self._last = found
         return found
 
     async def declare(self, connections: Connections, changes: Sequence[Change]) -> None:
@@ -123,7 +126,7 @@ class Topology:
         try:
             async with connection.transaction():
                 await connection.execute(names(_LOCK_VERSION))
-                snapshot = await self.read(connection)
+                snapshot = await self._read(connection)  # nobody else's: others must not see what is not committed
                 for change in changes:
                     if snapshot.has(change):
                         continue
@@ -149,7 +152,7 @@ class Topology:
         try:
             async with connection.transaction():
                 await connection.execute(names(_LOCK_VERSION))
-                snapshot = await self.read(connection)
+                snapshot = await self._read(connection)
                 for change in changes:
                     if isinstance(change, DeclareQueue):
                         if change.name in snapshot.queues:
