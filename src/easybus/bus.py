@@ -218,15 +218,15 @@ class Bus(Declaring):
         return Harness(self, provide=provide or {}, storage=storage)
 
     def pretend(self, *, url: str, clock: Clock, provide: Mapping[Any, Provided]) -> Callable[[], None]:
-        """For tests: this engine, clock and provided values, until the returned function is called."""
-        kept = (self._url, self._storage_url, self._clock, self.provided, self.databases, self._require_default)
-        self._url, self._storage_url, self._clock, self.provided = url, None, clock, dict(provide)
-        self.databases, self._require_default = (), True
-
-        def restore() -> None:
-            (self._url, self._storage_url, self._clock, self.provided, self.databases, self._require_default) = kept
-
-        return restore
+        """For tests: this engine, clock and provided values, and dead letters where they can be looked at, until the
+        returned function is called."""
+        pretended: dict[str, Any] = {
+            "_url": url, "_storage_url": None, "_clock": clock, "provided": dict(provide), "databases": (),
+            "_require_default": True, "dead_letters_go": "storage",
+        }  # fmt: skip
+        kept = {name: getattr(self, name) for name in pretended}
+        vars(self).update(pretended)
+        return lambda: vars(self).update(kept)
 
     @property
     def opened(self) -> Opened:

@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..engines.contract import DeadLetter, Publication
+from ..engines.registry import create
 from ..errors import ConfigurationError
 from ..message import REPLAY, Message
 from ..receiving.hand import Hand
@@ -89,8 +90,14 @@ class Harness:
     async def __aenter__(self) -> Harness:
         if self.bus.is_open:
             raise ConfigurationError("the bus is open: bus.testing() opens it itself, on memory")
-        self._stack.callback(self.bus.pretend(url="memory://" if self._storage is None else self._storage,
-                                              clock=self.clock, provide=self._provided()))  # fmt: skip
+        url = "memory://" if self._storage is None else self._storage
+        engine = create(url, self.clock)
+        if self.bus.handlers and engine.dead_letters is None:
+            raise ConfigurationError(
+                f"{engine.url} keeps no dead letters, so this test could not tell what failed; test on memory, or on a "
+                "file: bus.testing(storage='sqlite:///test.db')"
+            )
+        self._stack.callback(self.bus.pretend(url=url, clock=self.clock, provide=self._provided()))
         try:
             await self._stack.enter_async_context(self.bus.handling(grace=0.0))
         except BaseException:

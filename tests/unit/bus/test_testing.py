@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.servers.postgresql import PostgresqlServer
 
-from easybus import Bus, ConfigurationError, fixed, schedule
+from easybus import Bus, ConfigurationError, fixed, never, schedule
 from easybus.testing.virtual import VirtualClock
 
 
@@ -129,3 +129,37 @@ async def test_on_a_server_what_is_due_is_handled_and_time_cannot_be_moved(postg
         assert got == [7]
         with pytest.raises(ConfigurationError, match=r"drain\(\) works there"):
             await t.advance(minutes=1)
+
+
+async def test_dead_letters_that_go_to_queues_are_looked_at_in_tests(storage: str | None) -> None:
+    bus = Bus("amqp://there", dedupe=None, dead_letters="queue", retry=never())
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler
+    async def take(number: int) -> None:
+        raise ConnectionError("busy")
+
+    async with bus.testing(storage=storage) as t:
+        await numbers.send(7)
+        await t.drain()
+        assert [letter.error for letter in t.dead("numbers")] == ["busy"]
+
+    with pytest.raises(AssertionError, match=r"1 dead letters that the test did not look at"):  # noqa: PT012 - the end of the block raises
+        async with bus.testing() as t:
+            await numbers.send(7)
+            await t.drain()
+    assert bus.dead_letters_go == "queue"
+
+
+async def test_an_engine_that_keeps_no_dead_letters_is_refused_with_what_to_write() -> None:
+    url = "nats://me:secret@127.0.0.1:4222"
+    bus = Bus(url, dedupe=None, dead_letters="queue")
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler
+    async def take(number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"storage='sqlite:///test\.db'") as refusal:
+        async with bus.testing(storage=url):
+            raise AssertionError("unreachable")
+    assert "secret" not in str(refusal.value)
