@@ -7,6 +7,7 @@ should it commit otherwise, the last statement is run behind that commit, and by
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from .deadline import Deadline
 _connection: Any = asyncpg.Connection
 _execute: Any = _connection.execute
 _PREPARE = "PREPARE {} AS {}"
+_PLACE = re.compile(r"""("(?:[^"]|"")*")|\$([0-9])""")
+"""A name, which may hold what looks like one, or a parameter's place."""
 
 
 class Guest(_connection):
@@ -54,9 +57,7 @@ class Guest(_connection):
             name = self._prepared.get(statement) or await self._prepare(statement)
             self._last = f"EXECUTE {name}({','.join(values)})"
         else:
-            self._last = self.or_fail[statement]
-            for place in range(len(values), 0, -1):
-                self._last = self._last.replace(f"${place}", values[place - 1])
+            self._last = _PLACE.sub(lambda at: at[1] or values[int(at[2]) - 1], self.or_fail[statement])
         return 1
 
     async def _prepare(self, statement: str) -> str:

@@ -28,7 +28,7 @@ _COLUMNS = (
     "history, fence, marked"
 )
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
-_FENCE = "nextval('{fence}')"
+_FENCE = "nextval({fence_text})"
 _STORE = (  # a row that stands keeps its first failure and its history, loses its mark and its claim
     "INSERT INTO {dead} AS dead (queue, place, key, message_id, body, reason, error_type, error, traceback, attempts, "
     "first_failed, last_failed, history, fence) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, "

@@ -32,6 +32,7 @@ class Names:
         self._quoted = {name: f"{quoted}.{quote(prefix + name)}" for name in TABLES}
         self._quoted |= {name: quote(prefix + name) for name in INDEXES}  # an index lies where its table does
         self._quoted["schema"] = quoted
+        self._quoted["fence_text"] = literal(self._quoted["fence"])  # a sequence is named to functions by a text
         self._named: dict[str, str] = {}
         self.digest = hashlib.blake2b(f"{schema}\0{prefix}".encode(), digest_size=8)
         self.channel = f"easybus_{self.digest.hexdigest()}"
@@ -52,6 +53,11 @@ class Names:
 def quote(name: str) -> str:
     """A quoted identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A quoted text, whatever the session takes a backslash for."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
 def escape(text: str) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from urllib.parse import quote
+
+import asyncpg
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from easybus.engines.contract import Binding, DeclareQueue, DeclareTopic, Publication
+from easybus import Bus
+from easybus.engines.contract import Binding, DeadLetter, DeclareQueue, DeclareTopic, Publication
 from easybus.engines.postgresql.engine import PostgresqlEngine
 from easybus.engines.postgresql.names import escape, indexed, unescape
+
+from .conftest import Opener
 
 TEXT = st.text(alphabet=st.one_of(st.characters(), st.sampled_from("\0\\0u\ud800\udfff")), max_size=40)
 
@@ -41,7 +49,7 @@ async def test_names_with_nul_and_backslash_are_kept_apart(engine: PostgresqlEng
 
 
 async def test_a_pattern_and_an_id_may_be_longer_than_an_index_entry(engine: PostgresqlEngine) -> None:
-    from easybus.engines.contract import Claim, Claimed, DeadLetter, Half
+    from easybus.engines.contract import Claim, Claimed, Half
 
     long = "é" * 5000
     await engine.driver.declare([DeclareQueue("q"), DeclareTopic("t"), Binding("t", "q", long)])
@@ -58,3 +66,36 @@ async def test_a_pattern_and_an_id_may_be_longer_than_an_index_entry(engine: Pos
     assert (kept.message_id, kept.reason) == (long, "r\0\ud800")
     await engine.transactions.store(Half(id=long, service="s", topic="t", body=b"1"), 0.0)
     assert [half.id for half in await engine.transactions.claim_due([("s", "t")], 1, 60.0)] == [long]
+
+
+HARD = ["o'brien", "back\\slash'", 'two""quotes', "shop$1 {fence} %s"]
+
+
+@pytest.mark.parametrize("name", HARD)
+async def test_a_letter_is_stored_and_replayed_whatever_the_schema_and_the_prefix_are_called(
+    name: str, url: str, opened: Opener
+) -> None:
+    letters = (await opened(f"{url}{quote(name)}&prefix={quote(name)}")).dead_letters
+    key = await letters.store(DeadLetter(queue="jobs", message_id="1", body=b"1", reason="bad"))
+    assert await letters.mark_for_retry("jobs", [key]) == 1
+    (found,) = await letters.fetch("jobs", 9, 60.0)
+    assert (found.body, found.reason) == (b"1", "bad")
+    assert await letters.remove("jobs", key, found.fence)
+
+
+@pytest.mark.parametrize("name", HARD)
+async def test_a_message_is_handled_exactly_once_whatever_the_schema_is_called(name: str, url: str) -> None:
+    bus = Bus(f"{url}{quote(name)}&statement_cache_size=0")
+    jobs, handled = bus.queue("jobs", int), asyncio.Event()
+
+    @jobs.handler(within=asyncpg.Connection)
+    async def handle(_: int, connection: asyncpg.Connection) -> None:
+        handled.set()
+
+    async with bus.handling():
+        message = await jobs.send(1)
+        await asyncio.wait_for(handled.wait(), 10)
+    async with bus:
+        storage = bus.opened.storage.idempotency
+        assert storage is not None
+        assert await storage.lookup("jobs", message.id) == "done"
