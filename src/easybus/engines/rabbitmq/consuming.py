@@ -24,6 +24,7 @@ from typing import Any
 from pika import exceptions
 
 from ...errors import EngineError, NotDeclared, Unavailable
+from ...message import new_id
 from ..contract import Delivery
 from .channel import Channel
 from .confirms import ATTEMPTS
@@ -173,15 +174,23 @@ class Subscription:
                 channel.raw.add_on_cancel_callback(self._cancelled)
                 self._channel = channel
             what = f"fetching from queue {self._queue!r}"
-            await channel.call("basic_qos", what, _ELECTION, prefetch_count=missing)
-            answer = await channel.call(
-                "basic_consume",
-                what,
-                _ELECTION,
-                queue=encoded(self._queue, "a queue"),
-                on_message_callback=self._delivered,
-            )
-            self._consumers[answer.consumer_tag] = missing
+            tag = new_id()
+            try:
+                await channel.call("basic_qos", what, _ELECTION, prefetch_count=missing)
+                # Noted before it is asked for: the server's answer may come in one read with the consumer's end.
+                self._consumers[tag] = missing
+                await channel.call(
+                    "basic_consume",
+                    what,
+                    _ELECTION,
+                    queue=encoded(self._queue, "a queue"),
+                    on_message_callback=self._delivered,
+                    consumer_tag=tag,
+                )
+            except BaseException:
+                self._consumers.pop(tag, None)
+                channel.forget()  # it may consume all the same
+                raise
 
     def _delivered(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         held = Held(method.delivery_tag, asyncio.get_running_loop().time())
