@@ -229,9 +229,9 @@ class NatsDriver:
         for message in messages:
             delivered, sequence, stored = _told(message.reply)
             attempt = delivered
-            if message.headers and (delay := header(message, _DELAY)) is not None:
+            if message.headers and (delay := _delay(message)):
                 attempt = max(1, delivered - 1)  # the first was too early
-                early = stored + float(delay) - await self._api.earliest(self._names.bucket)
+                early = stored + delay - await self._api.earliest(self._names.bucket)
                 if early > 0:
                     answers.append(ack(message.reply, nak(early)))
                     continue
@@ -307,6 +307,16 @@ class NatsDriver:
 
 def _live(item: Settlement, now: float) -> bool:
     return now < item.delivery.receipt.deadline
+
+
+def _delay(message: Received) -> float:
+    """Seconds after its storing before which it may not be seen. Other programs write headers too: what is no delay is
+    none, and fails nobody."""
+    try:
+        delay = float(header(message, _DELAY) or 0)
+    except ValueError:
+        return 0.0
+    return delay if 0 < delay <= CAPABILITIES.max_delay else 0.0
 
 
 def _told(reply: bytes) -> tuple[int, int, float]:

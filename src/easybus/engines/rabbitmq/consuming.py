@@ -196,7 +196,7 @@ class Subscription:
         held = Held(method.delivery_tag, asyncio.get_running_loop().time())
         self._unsettled[held.tag] = held
         headers: dict[str, Any] = properties.headers or {}
-        attempt = 1 + int(headers.get("x-delivery-count", 0)) + int(headers.get(ATTEMPTS, 0))
+        attempt = 1 + _count(headers.get("x-delivery-count")) + _count(headers.get(ATTEMPTS))
         self._buffer.append(Delivery(self._queue, body, attempt, held))
         if self._waiting:
             self._wake_one()
@@ -323,6 +323,11 @@ class Subscription:
         if self._channel is not None:
             self._channel.forget()
         self._lost(NotDeclared(f"queue {self._queue!r} is fetched from no more"))
+
+
+def _count(told: object) -> int:
+    """What a header counts. Other programs write headers too: what is no count is none, and fails nobody."""
+    return told if isinstance(told, int) and told > 0 else 0
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

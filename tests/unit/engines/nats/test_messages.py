@@ -26,6 +26,7 @@ from easybus.engines.contract import (
 )
 from easybus.engines.nats.driver import NatsDriver
 from easybus.engines.nats.failures import NO_STREAM, JetStreamError
+from easybus.engines.nats.publishing import DELAY
 from easybus.errors import NotDeclared
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
@@ -135,6 +136,14 @@ async def test_delays_are_never_early_and_p99_is_within_300_ms(driver: Driver) -
                 late.append(now - confirmed - float(one.body))
             await driver.settle("later", [Ack(one) for one in batch])
     assert sorted(late)[int(len(late) * 0.99) - 1] <= 0.35
+
+
+async def test_a_delay_that_is_no_number_is_none_and_holds_nothing_up(driver: NatsDriver) -> None:
+    await topology(driver, ["later"])
+    subject, told = driver._names.ready("later"), ["soon", "nan", "inf", "-1", ""]
+    await driver._link.ask([(subject, one.encode(), {DELAY: one}) for one in told])
+    await publish(driver, [to_queue("later", b"good")])
+    assert [one.body for one in await receive(driver, "later", 6)] == [*[one.encode() for one in told], b"good"]
 
 
 async def test_a_lease_is_as_long_as_was_asked_and_as_an_extension_says(driver: Driver) -> None:

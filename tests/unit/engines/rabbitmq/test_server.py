@@ -226,6 +226,15 @@ class TestConsumers:
         finally:
             await taker.close()
 
+    async def test_a_count_of_attempts_that_is_no_number_is_none_and_holds_nothing_up(
+        self, driver: Driver, other: Any
+    ) -> None:
+        queue = fresh("queue")
+        await topology(driver, [queue])
+        for headers in ({"easybus-attempts": "many"}, {"x-delivery-count": "1"}, {"easybus-attempts": -2}, None):
+            other.basic_publish("", queue, str(headers).encode(), pika.BasicProperties(headers=headers))
+        assert [one.attempt for one in await receive(driver, queue, 4)] == [1, 1, 1, 1]
+
     async def test_a_delivery_of_a_lost_connection_is_stale(
         self, engine: Engine, driver: Driver, rabbitmq_server: RabbitmqServer
     ) -> None:
