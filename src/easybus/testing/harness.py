@@ -100,19 +100,22 @@ class Harness:
         self._stack.callback(self.bus.pretend(url=url, clock=self.clock, provide=self._provided()))
         try:
             await self._stack.enter_async_context(self.bus.handling(grace=0.0))
+            self.bus.opened.publisher.observer = self._observe
+            running = self.bus.running
+            if running is not None:
+                running.failures = lambda message, error: self._failures.append((message, error))
+            await self.drain()
         except BaseException:
             await self._stack.aclose()
             raise
-        self.bus.opened.publisher.observer = self._observe
-        running = self.bus.running
-        if running is not None:
-            running.failures = lambda message, error: self._failures.append((message, error))
-        await self.drain()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        await self._look()
-        await self._stack.aclose()
+        try:
+            if kind is None:
+                await self._look()
+        finally:
+            await self._stack.aclose()
         unseen = [letter for letter in self._letters if (letter.queue, letter.key) not in self._seen]
         if kind is None and unseen:
             lines = "\n".join(f"  {letter.queue}: {letter.reason}\n{letter.traceback}" for letter in unseen)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from tests.servers.postgresql import PostgresqlServer
 
-from easybus import Bus, ConfigurationError, fixed, never, schedule
+from easybus import Bus, ConfigurationError, Unavailable, fixed, never, schedule
+from easybus.engines.memory.dead_letters import MemoryDeadLetters
+from easybus.testing import harness
 from easybus.testing.virtual import VirtualClock
 
 
@@ -103,9 +106,9 @@ async def test_a_long_idle_time_on_a_file_makes_few_stops(tmp_path: Path) -> Non
             stops.append(when)
             super().advance_to(when)
 
-    harness = bus.testing(storage=f"sqlite:///{tmp_path}/shop.db")
-    harness.clock = Clock()
-    async with harness as t:
+    under_test = bus.testing(storage=f"sqlite:///{tmp_path}/shop.db")
+    under_test.clock = Clock()
+    async with under_test as t:
         sent = t.clock.time()
         await numbers.send(7, delay=3000.25)
         await t.advance(hours=1)
@@ -163,3 +166,47 @@ async def test_an_engine_that_keeps_no_dead_letters_is_refused_with_what_to_writ
         async with bus.testing(storage=url):
             raise AssertionError("unreachable")
     assert "secret" not in str(refusal.value)
+
+
+async def test_a_bus_that_could_not_be_drained_at_the_start_can_be_tested_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path}/shop.db"
+    bus = Bus(storage)
+    numbers = bus.queue("numbers", int)
+    hanging = asyncio.Event()
+
+    @numbers.handler
+    async def take(number: int) -> None:
+        await hanging.wait()
+
+    async with bus.testing(storage=storage):
+        await numbers.send(7)
+    monkeypatch.setattr(harness, "_PATIENCE", 0.2)
+    with pytest.raises(TimeoutError, match="take on"):
+        await bus.testing(storage=storage).__aenter__()
+    assert not bus.is_open
+    assert bus.url == storage
+    hanging.set()
+    async with bus.testing() as t:
+        await numbers.send(7)
+        await t.drain()
+
+
+async def test_a_bus_whose_dead_letters_cannot_be_looked_at_in_the_end_can_be_tested_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise Unavailable("the disk is gone")
+
+    bus = Bus("sqlite:///shop.db")
+    with pytest.raises(Unavailable, match="the disk is gone"):
+        async with bus.testing():
+            monkeypatch.setattr(MemoryDeadLetters, "find", fails)
+    assert not bus.is_open
+    assert bus.url == "sqlite:///shop.db"
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - a test's own error is the one that is shown
+        async with bus.testing():
+            monkeypatch.setattr(MemoryDeadLetters, "find", fails)
+            raise ZeroDivisionError
