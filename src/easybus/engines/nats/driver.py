@@ -248,18 +248,20 @@ class NatsDriver:
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> list[Settled]:
         for item in batch:
             check_settlement(item, self.caps.max_body)
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        moved = await self._move(queue, [item for item in batch if isinstance(item, Move) and _live(item, began)])
+        now = loop.time()  # moving takes its time
         results = [Settled.UNKNOWN] * len(batch)
         answers: list[tuple[bytes, bytes]] = []
         asked: list[int] = []
-        moved = await self._move(queue, [item for item in batch if isinstance(item, Move) and _live(item, now)])
         for at, item in enumerate(batch):
             held: Held = item.delivery.receipt
-            if held.settled or not (isinstance(item, Ack) or _live(item, now)):
+            if held.settled or not (isinstance(item, Ack) or _live(item, began if isinstance(item, Move) else now)):
                 results[at] = Settled.STALE
                 continue
             if isinstance(item, Extend):
-                held.deadline = now + item.lease
+                held.deadline = min(held.deadline, now + item.lease)  # until the server has taken it
                 answers.append((held.ack, nak(item.lease)))
             elif isinstance(item, Move) and held not in moved:
                 continue  # its lease will tell
@@ -267,20 +269,27 @@ class NatsDriver:
                 held.settled = True
                 answers.append((held.ack, nak(item.delay) if isinstance(item, Nack) else _ACK))
             asked.append(at)
-        told = await self._tell(answers)
-        for at in asked:
-            if told:
+        told = False
+        try:
+            told = await self._tell(answers)
+        finally:
+            for at in asked:
+                item, held = batch[at], batch[at].delivery.receipt
+                if not told:
+                    held.settled = False  # it may be tried again
+                    continue
                 results[at] = Settled.DONE
-            elif not isinstance(batch[at], Extend):
-                batch[at].delivery.receipt.settled = False  # it may be tried again
+                if isinstance(item, Extend):
+                    held.deadline = now + item.lease
         return results
 
     async def _tell(self, answers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Answer deliveries of one queue; whether the server took it. Its consumer takes what one connection sends in
-        the order of sending, so it is asked about the last only."""
+        the order of sending, so it is asked about the last only: an ack where there is one, which is answered when most
+        replicas have it, and so those before it; a put-back is answered at once."""
         if not answers:
             return True
-        *others, (last, body) = answers
+        *others, (last, body) = sorted(answers, key=lambda answer: answer[1] == _ACK)
         before = b"".join([ack(reply, said) for reply, said in others])
         [answer] = await self._link.ask([(last.decode(), body, None)], before=before)
         return answer is not None and not answer.headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sys
 import time
@@ -27,7 +28,7 @@ from easybus.engines.contract import (
 from easybus.engines.nats.driver import NatsDriver
 from easybus.engines.nats.failures import NO_STREAM, JetStreamError
 from easybus.engines.nats.publishing import DELAY
-from easybus.errors import NotDeclared
+from easybus.errors import NotDeclared, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
 
@@ -166,6 +167,86 @@ async def test_past_its_lease_only_an_ack_is_sent(driver: Driver) -> None:
         assert await driver.settle("work", [settlement]) == [Settled.STALE]
     assert await driver.fetch("work", 1, 0.4, 30.0) == []
     assert await driver.settle("work", [Ack(holder)]) == [Settled.DONE]
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["the server is away", "no answer"])
+async def test_a_lease_whose_extension_nobody_has_taken_ends_as_it_was(
+    driver: NatsDriver, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"x")])
+    (late,) = await receive(driver, "work", 1, ack=False, lease=0.3)
+
+    async def unheard(calls: Any, seconds: float | None = None, **others: Any) -> Any:
+        if away:
+            raise Unavailable("away")
+        return [None]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver._link, "ask", unheard)
+        with contextlib.suppress(Unavailable):
+            assert await driver.settle("work", [Extend(late, 60.0)]) == [Settled.UNKNOWN]
+    (holder,) = await receive(driver, "work", 1, ack=False)
+    assert await driver.settle("work", [Nack(late)]) == [Settled.STALE]
+    assert await driver.fetch("work", 1, 0.4, 30.0) == []
+    assert await driver.settle("work", [Ack(holder)]) == [Settled.DONE]
+
+
+async def test_an_ack_that_could_not_be_sent_may_be_tried_again(
+    driver: NatsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"x")])
+    (one,) = await receive(driver, "work", 1, ack=False)
+
+    async def away(calls: Any, seconds: float | None = None, **others: Any) -> Any:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver._link, "ask", away)
+        with pytest.raises(Unavailable):
+            await driver.settle("work", [Ack(one)])
+    assert await driver.settle("work", [Ack(one)]) == [Settled.DONE]
+
+
+async def test_what_lapses_while_others_are_moved_is_not_put_back(
+    driver: NatsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"1"), to_queue("work", b"2")])
+    (late,) = await receive(driver, "work", 1, ack=False, lease=0.3)
+    (moved,) = await receive(driver, "work", 1, ack=False)
+    move, loop = driver._publishing.move, asyncio.get_running_loop()
+
+    async def slow(*words: Any) -> Any:
+        while loop.time() < late.receipt.deadline:
+            await asyncio.sleep(0.01)
+        return await move(*words)
+
+    monkeypatch.setattr(driver._publishing, "move", slow)
+    batch = [Nack(late), Extend(late, 60.0), Move(moved, b"copy", 0.0)]
+    assert await driver.settle("work", batch) == [Settled.STALE, Settled.STALE, Settled.DONE]
+    assert {one.body for one in await receive(driver, "work", 2)} == {b"1", b"copy"}
+
+
+async def test_the_answer_that_tells_of_a_mixed_batch_is_an_acks(
+    driver: NatsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster a put-back is answered before the acks that went ahead of it are agreed on."""
+    await topology(driver, ["work"])
+    await publish(driver, [to_queue("work", b"%d" % number) for number in range(4)])
+    first, second, third, fourth = await receive(driver, "work", 4, ack=False)
+    ask, asked = driver._link.ask, list[tuple[str, bytes, Any]]()
+
+    async def noted(calls: Any, seconds: float | None = None, **others: Any) -> Any:
+        asked.extend(calls)
+        return await ask(calls, seconds, **others)
+
+    monkeypatch.setattr(driver._link, "ask", noted)
+    batch = [Ack(first), Ack(second), Extend(third, 30.0), Nack(fourth)]
+    assert await driver.settle("work", batch) == [Settled.DONE] * 4
+    assert asked == [(second.receipt.ack.decode(), b"+ACK", None)]
+    assert await drain(driver, "work") == [b"3"]
 
 
 async def test_one_answer_tells_of_a_batch_of_acks(driver: NatsDriver, monkeypatch: pytest.MonkeyPatch) -> None:
