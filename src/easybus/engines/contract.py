@@ -307,6 +307,14 @@ class IdempotencyStorage(Protocol):
         ...
 
 
+@runtime_checkable
+class ForgettingStorage(Protocol):
+    """An idempotency storage that outlives a test: for those that share a database, one after the other."""
+
+    async def forget(self) -> None:
+        """Forget every key, in whatever state: what was handled would be handled again."""
+
+
 class Taken(msgspec.Struct, frozen=True, gc=False):
     """A delivery fetched and claimed in one step."""
 

@@ -70,6 +70,7 @@ _OVER = (
 )
 _FORGET = "DELETE FROM {key} WHERE id IN %s"
 _FORGET_LEASES = "DELETE FROM {lease} WHERE key_id IN %s"
+_FORGET_ALL: tuple[Step, ...] = (("DELETE FROM {key}",), ("DELETE FROM {lease}",))
 _AT_ONCE = 500
 _COUNT_ANEW: Step = ("SET @easybus_now = {now}, @easybus_changed = 0",)
 _COUNT: Step = ("SET @easybus_changed = @easybus_changed + ROW_COUNT()",)
@@ -155,6 +156,9 @@ class MysqlKeys:
             return (await link.run((_FORGET, over), (_FORGET_LEASES, over), COMMIT))[0].changed
 
         return await self._session.connections.run(work)
+
+    async def forget(self) -> None:
+        await self._session.connections.run(lambda link: link.run(BEGIN, *_FORGET_ALL, COMMIT))
 
 
 def held_under(tokens: Sequence[str]) -> list[Held]:

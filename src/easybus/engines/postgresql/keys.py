@@ -76,6 +76,7 @@ _PURGE = (  # of the next $1 to be looked at, those that are over go; the others
     "ended AS (DELETE FROM {lease} WHERE key_id = ANY (ARRAY(SELECT id FROM gone))) "
     "SELECT (SELECT count(*) FROM seen), (SELECT count(*) FROM gone)"
 )
+_FORGET_ALL = "WITH leases AS (DELETE FROM {lease}) DELETE FROM {key}"
 
 
 class PostgresqlKeys:
@@ -142,6 +143,10 @@ class PostgresqlKeys:
             if seen < left:
                 break
         return gone
+
+    async def forget(self) -> None:
+        statement = self._session.names(_FORGET_ALL)
+        await self._session.connections.run(lambda connection: connection.execute(statement))
 
 
 def row_of(token: str) -> tuple[int, int]:

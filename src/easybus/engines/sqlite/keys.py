@@ -49,6 +49,7 @@ _PURGE = (
     'DELETE FROM "easybus_key" WHERE id IN '
     '(SELECT id FROM "easybus_key" WHERE state <> 1 AND until_at <= ? ORDER BY until_at LIMIT ?)'
 )
+_FORGET_ALL = 'DELETE FROM "easybus_key"'
 
 
 class SqliteKeys:
@@ -98,6 +99,9 @@ class SqliteKeys:
 
     async def purge(self, limit: int = 1000) -> int:
         return await self._writer().call(lambda connection: connection.run(_PURGE, (self._now(), limit)))
+
+    async def forget(self) -> None:
+        await self._writer().call(lambda connection: connection.run(_FORGET_ALL))
 
 
 def row_of(token: str) -> tuple[int, int]:
