@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from ...errors import EasybusError
 from ..contract import Busy, Claim, Claimed, ClaimResult, Conflict, Done
 from .failures import SHORT, code
 from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Result, Rows, Sql, Step
@@ -99,7 +100,11 @@ class MysqlKeys:
         async def work(link: Link) -> list[ClaimResult]:
             return await wishes.granted(link, (await link.run(CLOCK, *wishes.steps))[1:]) if batch else []
 
-        return await self._session.connections.run(work, undo=undo)
+        try:
+            return await self._session.connections.run(work, undo=undo)
+        except EasybusError:
+            self.give_back(wishes.tokens)
+            raise
 
     def give_back(self, tokens: Sequence[str]) -> None:
         """What nobody will handle is free again."""
@@ -250,7 +255,7 @@ class Wishes:
         self._text = os.urandom(12).hex()
         self._secret = self._text.encode()
         self.tokens: list[str] = []
-        """Those of keys that were claimed at once, even where a takeover fails afterwards."""
+        """Those of keys that were claimed, or may have been, where something fails afterwards."""
         self._places = [place(claim.queue, claim.id) for claim in batch]
         self._first: dict[bytes, int] = {}  # the first claim of each key
         for at, where in enumerate(self._places):
@@ -306,7 +311,9 @@ class Wishes:
             starts = row.starts + 1 if again and replay in (b"", row.replay) else 1
             changed = (claim.digest, self._secret, replay or row.replay, micros(claim.lease), starts, again, row.id)
             steps.append((_TAKE_OVER, *changed))
-            given[row.place] = Claimed(self._token(row), again, starts)
+            token = self._token(row)
+            given[row.place] = Claimed(token, again, starts)
+            self.tokens.append(token)
         await link.run(*steps, COMMIT)
         return given
 

@@ -23,7 +23,8 @@ _FINISH = (  # keys are done, and only then their deliveries gone; as durable as
     "SELECT array_agg(id), array_agg(secret) FROM done"
 )
 
-_LATE = 0.02  # of a lease
+_LATE = 0.02
+"""The part of a lease that fetching and claiming may take; where it is more, the deliveries' leases begin anew."""
 
 
 class PostgresqlFusedDriver(PostgresqlDriver):
@@ -51,42 +52,41 @@ class PostgresqlFusedDriver(PostgresqlDriver):
                 deliveries = await self.own(connection, queue, number, limit, lease)
                 if not deliveries:
                     return [], *await self.next_due(connection, queue)
+                held: list[str] = []
+                parsed = [parse(delivery) for delivery in deliveries]
+                claims = [claim for claim, _ in parsed if claim is not None]
                 try:
-                    taken = await self._claim(connection, deliveries, parse)
+                    # Keys that were held for longer than their deliveries would be busy to the next taker of those.
+                    spent = min(time.monotonic() - begun, lease * _LATE)
+                    results = iter(await claim_keys(connection, session.names, claims, held, spent))
                     if time.monotonic() - begun > lease * _LATE:
-                        # The keys are held for longer than the deliveries, whose next taker would find them busy.
                         await self.extend(connection, deliveries, lease)
-                    return taken, None, number
                 except BaseException:
-                    self.give_back(queue, deliveries)
+                    self._take_back(queue, deliveries, held)
                     raise
+                taken = [
+                    Taken(delivery, value, None if claim is None else next(results))
+                    for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
+                ]
+                return taken, None, number
 
-            return await session.connections.run(work, undo=lambda result: self._take_back(queue, result[0]))
+            def undo(result: tuple[list[Taken], float | None, int]) -> None:
+                tokens = [item.claim.token for item in result[0] if isinstance(item.claim, Claimed)]
+                self._take_back(queue, [item.delivery for item in result[0]], tokens)
+
+            return await session.connections.run(work, undo=undo)
 
         return await until_found(session.waker.watchers, self._clock, wait, await self.number(queue), attempt)
 
-    async def _claim(
-        self, connection: Connection, deliveries: list[Delivery], parse: Callable[[Delivery], tuple[Claim | None, Any]]
-    ) -> list[Taken]:
-        parsed = [parse(delivery) for delivery in deliveries]
-        claims = [claim for claim, _ in parsed if claim is not None]
-        results = iter(await claim_keys(connection, self._session.names, claims))
-        return [
-            Taken(delivery, value, None if claim is None else next(results))
-            for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
-        ]
-
-    def _take_back(self, queue: str, taken: Sequence[Taken]) -> None:
-        """What a cancelled take had claimed is free again, and then its deliveries are ready."""
-        tokens = [item.claim.token for item in taken if isinstance(item.claim, Claimed)]
-        deliveries = [item.delivery for item in taken]
+    def _take_back(self, queue: str, deliveries: Sequence[Delivery], tokens: Sequence[str]) -> None:
+        """What a cancelled or failed take had claimed is free again, and then its deliveries are ready."""
 
         async def back() -> None:
             if tokens:
                 await self._keys.release(tokens)
             self.give_back(queue, deliveries)
 
-        if taken:
+        if deliveries:
             self._session.later(back())
 
     def finishing(self, item: Finish) -> tuple[str, tuple[Any, ...]]:

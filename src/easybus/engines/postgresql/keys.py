@@ -91,7 +91,15 @@ class PostgresqlKeys:
         def undo(results: list[ClaimResult]) -> None:  # the caller was cancelled: nobody will handle these
             self.give_back([result.token for result in results if isinstance(result, Claimed)])
 
-        return await session.connections.run(lambda connection: claim_keys(connection, session.names, batch), undo=undo)
+        async def work(connection: Connection) -> list[ClaimResult]:
+            held: list[str] = []
+            try:
+                return await claim_keys(connection, session.names, batch, held)
+            except BaseException:
+                self.give_back(held)
+                raise
+
+        return await session.connections.run(work, undo=undo)
 
     def give_back(self, tokens: Sequence[str]) -> None:
         """What nobody will handle is free again."""
@@ -174,20 +182,28 @@ def answers(tokens: Sequence[str], done: set[str]) -> list[bool]:
     return results
 
 
-async def claim_keys(connection: Connection, names: Names, batch: Sequence[Claim]) -> list[ClaimResult]:
-    """Claim keys: for each queue one statement and, where some are not free, one look."""
+async def claim_keys(
+    connection: Connection, names: Names, batch: Sequence[Claim], held: list[str], spent: float = 0.0
+) -> list[ClaimResult]:
+    """Claim keys: for each queue one statement and, where some are not free, one look.
+
+    `held`: tokens are noted here as they are claimed, for whoever gives them back if the rest fails. `spent`: seconds
+    of their leases that are over.
+    """
     groups: dict[tuple[str, float, bool, float], list[int]] = {}
     for at, claim in enumerate(batch):
         groups.setdefault((claim.queue, claim.lease, claim.lazy, claim.keep), []).append(at)
     results: list[ClaimResult] = [_BUSY] * len(batch)
     for places in groups.values():
-        found = await _claim_in_one_queue(connection, names, [batch[at] for at in places])
+        found = await _claim_in_one_queue(connection, names, [batch[at] for at in places], held, spent)
         for at, result in zip(places, found, strict=True):
             results[at] = result
     return results
 
 
-async def _claim_in_one_queue(connection: Connection, names: Names, batch: Sequence[Claim]) -> list[ClaimResult]:
+async def _claim_in_one_queue(
+    connection: Connection, names: Names, batch: Sequence[Claim], held: list[str], spent: float
+) -> list[ClaimResult]:
     queue = escape(batch[0].queue)
     first: dict[str, int] = {}  # the first claim of each key in this batch
     keys = [indexed(claim.id) for claim in batch]
@@ -199,7 +215,7 @@ async def _claim_in_one_queue(connection: Connection, names: Names, batch: Seque
         names(_CLAIM_LAZILY if batch[0].lazy else _CLAIM),
         queue,
         int.from_bytes(os.urandom(8), "big") >> 2,
-        min(batch[0].lease, FOREVER),
+        min(batch[0].lease, FOREVER) - spent,
         given,
         [batch[first[key]].digest for key in given],
         replays,
@@ -208,7 +224,9 @@ async def _claim_in_one_queue(connection: Connection, names: Names, batch: Seque
     taken: dict[str, ClaimResult] = {}
     if columns[0] is not None:
         for place, number, secret, starts, again in zip(*columns, strict=True):
-            taken[given[place - 1]] = Claimed(f"{number}-{secret}", again, starts)
+            token = f"{number}-{secret}"
+            held.append(token)
+            taken[given[place - 1]] = Claimed(token, again, starts)
     refused: dict[str, Any] = {}
     if len(taken) < len(given):
         others = [key for key in given if key not in taken]

@@ -7,10 +7,8 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from asyncmy.errors import OperationalError
 from tests.servers.mariadb import PASSWORD, USER, MariadbServer
 
 from easybus import ConfigurationError, NotDeclared, TooLarge, Unavailable
@@ -31,7 +29,6 @@ from easybus.engines.contract import (
 )
 from easybus.engines.mysql import create
 from easybus.engines.mysql.engine import MysqlEngine
-from easybus.engines.mysql.keys import Wishes
 from easybus.engines.mysql.names import TABLES
 
 from .conftest import Client, Opener
@@ -273,53 +270,6 @@ async def test_one_claim_given_twice_in_a_batch_has_one_owner_and_queues_are_tol
         [claim, claim, Claim("mail", "1", b"d", 60.0), Claim("jobs", "1", b"d", 5.0)]
     )
     assert [isinstance(result, Claimed) for result in results] == [True, False, True, False]
-
-
-async def test_a_take_that_fails_at_a_takeover_gives_back_what_it_had_claimed(
-    url: str, opened: Opener, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = await opened()
-    await engine.driver.declare([DeclareQueue("jobs")])
-    await engine.driver.publish([Publication(False, "jobs", name) for name in (b"old", b"new")])
-    await engine.idempotency.claim([Claim("jobs", "old", b"old", 0.01)])
-    await asyncio.sleep(0.05)
-
-    async def fail(*_: object) -> dict[bytes, Claimed]:
-        raise Unavailable("cut off")
-
-    def parse(delivery: Delivery) -> tuple[Claim, None]:
-        return Claim("jobs", delivery.body.decode(), delivery.body, 60.0), None
-
-    monkeypatch.setattr(Wishes, "_take_over", fail)
-    with pytest.raises(Unavailable):
-        await engine.driver.take("jobs", 2, 1.0, 30.0, parse)
-    monkeypatch.undo()
-    found = []
-    while len(found) < 2:
-        found += await engine.driver.take("jobs", 2, 5.0, 30.0, parse)
-    assert all(isinstance(one.claim, Claimed) for one in found)
-
-
-async def test_a_claim_that_is_done_again_after_a_deadlock_knows_its_own_keys(
-    engine: MysqlEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys = engine.idempotency
-    await keys.claim([Claim("jobs", "old", b"d", 0.01)])
-    await asyncio.sleep(0.05)
-    take_over, failed = Wishes._take_over, asyncio.Event()
-
-    async def deadlock_once(*given: Any) -> Any:
-        if not failed.is_set():
-            failed.set()
-            raise OperationalError(1213, "Deadlock found")
-        return await take_over(*given)
-
-    monkeypatch.setattr(Wishes, "_take_over", deadlock_once)
-    old, new = await keys.claim([Claim("jobs", name, b"d", 60.0) for name in ("old", "new")])
-    assert failed.is_set()
-    assert isinstance(old, Claimed)
-    assert isinstance(new, Claimed)
-    assert ((old.before, old.starts), (new.before, new.starts)) == ((True, 2), (False, 1))
 
 
 async def test_a_relays_claim_does_not_slow_down_with_the_backlog(engine: MysqlEngine, client: Client) -> None:
