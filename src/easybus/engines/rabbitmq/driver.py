@@ -176,19 +176,21 @@ class RabbitmqDriver:
                 subscription.back([held])
             else:
                 moves.append(at)
-        if moves:
-            acked += await self._move(queue, batch, moves, results)
+        # Before anything is waited for: they would lapse meanwhile.
         subscription.ack(held for held in acked if subscription.holds(held))
+        if moves:
+            copied = await self._copy(queue, [batch[at] for at in moves])
+            for at, done in zip(moves, copied, strict=True):
+                if not done or not subscription.holds(batch[at].delivery.receipt):
+                    results[at] = Settled.UNKNOWN  # its lease brings it back, or has done so
+            subscription.ack(batch[at].delivery.receipt for at in moves if results[at] is Settled.DONE)
         return results
 
-    async def _move(
-        self, queue: str, batch: Sequence[Settlement], moves: Sequence[int], results: list[Settled]
-    ) -> list[Held]:
-        """Publish the copies of these; returns the receipts of those that are confirmed, to be acked."""
+    async def _copy(self, queue: str, items: Sequence[Settlement]) -> list[bool]:
+        """Publish what these bring back later; whether each is confirmed."""
         copies: list[Publication] = []
         attempts: list[int] = []
-        for at in moves:
-            item = batch[at]
+        for item in items:
             if isinstance(item, Move):
                 copies.append(Publication(False, queue, item.body, delay=item.delay, dedupe_id=item.dedupe_id))
                 attempts.append(0)
@@ -197,12 +199,6 @@ class RabbitmqDriver:
                 attempts.append(item.delivery.attempt)
         try:
             published = await self._publish(copies, attempts)
-        except Unavailable as error:
-            published = [error] * len(copies)
-        confirmed: list[Held] = []
-        for at, outcome in zip(moves, published, strict=True):
-            if isinstance(outcome, Exception):
-                results[at] = Settled.UNKNOWN  # still held: its lease brings it back
-            else:
-                confirmed.append(batch[at].delivery.receipt)
-        return confirmed
+        except Unavailable:
+            return [False] * len(copies)
+        return [not isinstance(outcome, Exception) for outcome in published]

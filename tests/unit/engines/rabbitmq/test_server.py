@@ -24,6 +24,7 @@ from easybus.engines.contract import (
     Driver,
     Engine,
     Extend,
+    Move,
     Nack,
     Publication,
     QueueStats,
@@ -256,6 +257,26 @@ class TestConsumers:
             (one,) = await receive(driver, queue, 1, ack=False)
             assert one.attempt == attempt
             await driver.settle(queue, [Nack(one, 0.01 if attempt == 1 else 0.0)])
+
+    async def test_acks_do_not_wait_for_the_copies_of_others_and_a_copy_whose_original_lapsed_is_not_called_done(
+        self, driver: RabbitmqDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queue = fresh("queue")
+        await topology(driver, [queue])
+        await publish(driver, [to_queue(queue, b"1"), to_queue(queue, b"2"), to_queue(queue, b"3")])
+        acked, put_back, moved = await receive(driver, queue, 3, ack=False, lease=0.3)
+        subscription, send = driver._subscriptions[queue], driver._publish
+
+        async def slow(*words: Any) -> Any:
+            while subscription.holds(put_back.receipt) or subscription.holds(moved.receipt):
+                await asyncio.sleep(0.01)
+            return await send(*words)
+
+        monkeypatch.setattr(driver, "_publish", slow)
+        batch = [Ack(acked), Nack(put_back, 0.01), Move(moved, b"copy", 0.01)]
+        assert await driver.settle(queue, batch) == [Settled.DONE, Settled.UNKNOWN, Settled.UNKNOWN]
+        came = [one.body for one in await receive(driver, queue, 4)] + await drain(driver, queue)
+        assert sorted(came) == [b"2", b"2", b"3", b"copy"]
 
 
 class TestKilled:
