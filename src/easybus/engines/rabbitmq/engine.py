@@ -33,8 +33,9 @@ class RabbitmqEngine:
 
     async def open(self) -> None:
         try:
-            for link in self._links:
-                await link.open()
+            publishing, consuming = self._links
+            await publishing.open()
+            await consuming.open(publishing.host)
         except Refused as error:
             await self.close()
             raise ConfigurationError(str(error)) from error

@@ -46,7 +46,8 @@ class Link:
         self._keeper: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[BaseException] | None = None
         self._why: Exception | None = None
-        self._next_host = 0
+        self.host = 0
+        """Of the hosts, counted on and on: which one it is connected to, or tries next."""
         self.blocked = ""
         """Why the server takes no publishes now: an alarm for memory or disk."""
         self.on_lost: list[Callable[[Exception], None]] = []
@@ -76,10 +77,12 @@ class Link:
         """Bytes that have come on this connection."""
         return 0 if self._connection is None else self._connection.bytes_received
 
-    async def open(self) -> None:
-        """Connect to the first host that answers. Raises `Unavailable`, `Refused`. Open already: nothing."""
+    async def open(self, host: int | None = None) -> None:
+        """Connect to the first one that answers, from `host` on. Raises `Unavailable`, `Refused`. Open already:
+        nothing."""
         if self._keeper is not None:
             return
+        self.host = self.host if host is None else host
         await self._connect()
         self._keeper = asyncio.get_running_loop().create_task(self._keep(), name=f"easybus {self._purpose} link")
 
@@ -103,13 +106,13 @@ class Link:
         hosts = self._address.hosts
         seconds = self._address.timeout / len(hosts)
         for left in range(len(hosts) - 1, -1, -1):
-            host, port = hosts[self._next_host % len(hosts)]
+            host, port = hosts[self.host % len(hosts)]
             try:
                 self._connection = await self._attempt(host, port, seconds)
                 self.blocked = ""
                 return
             except EngineError:
-                self._next_host += 1
+                self.host += 1
                 if not left:
                     raise
 
@@ -156,7 +159,7 @@ class Link:
             assert self._lost is not None  # noqa: S101 - an open connection has one
             error = await self._watch(self._lost, self._connection)
             self._gone(fault(error, self._purpose))
-            self._next_host += 1  # the lost one may still accept, and not answer
+            self.host += 1  # the lost one may still accept, and not answer
             pause = _FIRST_PAUSE
             while True:
                 try:
