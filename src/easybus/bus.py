@@ -99,7 +99,6 @@ class Bus(Declaring):
         self._logger = logging.getLogger("easybus")
         self._opened: Opened | None = None
         self._running: Running | None = None
-        self._blocking: BlockingBus | None = None
         self._require_default = False
 
     # ------------------------------------------------------------------------------------------- opening, running
@@ -203,11 +202,12 @@ class Bus(Declaring):
     @property
     def blocking(self) -> BlockingBus:
         """The same calls without await: for Django, Flask, scripts, and handlers that are plain functions."""
-        if self._blocking is None:
+        if "_blocking" not in self.__dict__:
             from .blocking import BlockingBus
 
-            self._blocking = BlockingBus(self)
-        return self._blocking
+            # One step: threads that come first together get the same one. Two would each open the bus.
+            self.__dict__.setdefault("_blocking", BlockingBus(self))
+        return self.__dict__["_blocking"]
 
     def testing(
         self, *, provide: Mapping[Any, Callable[..., Any]] | None = None, storage: str | None = None
@@ -239,6 +239,11 @@ class Bus(Declaring):
     def opened_or_none(self) -> Opened | None:
         """The parts of the open bus, if it is open."""
         return self._opened
+
+    def forget(self) -> Opened | None:
+        """In a forked child: be not open. The parent's parts are returned, to be kept and left alone."""
+        opened, self._opened, self._running = self._opened, None, None
+        return opened
 
     @property
     def running(self) -> Running | None:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import apsw
 import pytest
 
-from easybus import Bus, NotOpen, Outgoing, Rollback, Unavailable, never
+from easybus import Bus, Message, NotOpen, Outgoing, Rollback, Unavailable, never
+from easybus.blocking import BlockingBus
 from easybus.engines.sqlite.connect import patiently
 from easybus.testing import BlockingHarness
+
+T = TypeVar("T")
 
 
 @dataclass
 class Job:
     id: int
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Real seconds, for what another thread does."""
+    for _ in range(5000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise TimeoutError
 
 
 def test_blocking_calls_send_and_look(tmp_path: Path) -> None:
@@ -138,23 +153,138 @@ def test_the_plain_fixture(easybus_testing_blocking: Callable[..., BlockingHarne
     assert [str(error) for error in t.failures] == ["no"]
 
 
-def test_after_a_fork_both_sides_can_send(tmp_path: Path) -> None:
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """What `work` returns or raises in a thread of its own."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def still(future: Future[T]) -> None:
+    """It is under way, and had the time to end."""
+    with pytest.raises(TimeoutError):
+        future.result(0.2)
+
+
+def test_threads_that_come_first_together_share_one_blocking_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = Bus("memory://")
+    jobs = bus.queue("jobs", Job)
+    together, make = threading.Barrier(8), BlockingBus.__init__
+
+    def made_together(self: BlockingBus, bus: Bus) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(2.0)
+        make(self, bus)
+
+    monkeypatch.setattr(BlockingBus, "__init__", made_together)
+    try:
+        sends = [in_thread(lambda: bus.blocking.send(jobs, Job(1))) for _ in range(8)]
+        assert len({send.result(5.0).id for send in sends}) == 8
+        assert bus.blocking.call(bus.driver.stats("jobs")).ready == 8
+        assert [one.name for one in threading.enumerate()].count("easybus") == 1
+    finally:
+        bus.blocking.close()
+
+
+def test_closing_waits_for_calls_under_way(tmp_path: Path) -> None:
     bus = Bus(f"sqlite:///{tmp_path}/bus.db")
     jobs = bus.queue("jobs", Job)
-    bus.blocking.send(jobs, Job(1))
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            bus.blocking.send(jobs, Job(2))
-            bus.blocking.close()
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def call() -> str:
+        begun.set()
+        await asyncio.to_thread(go_on.wait, 5.0)
+        return (await bus.send(jobs, Job(1))).id
+
+    called = in_thread(lambda: bus.blocking.call(call()))
+    assert begun.wait(5.0)
+    closed = in_thread(bus.blocking.close)
+    still(closed)
+    go_on.set()
+    assert called.result(5.0)
+    closed.result(5.0)
+    assert not bus.is_open
+
+
+def test_a_call_that_outlasts_the_patience_of_closing_ends_with_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easybus.blocking._CLOSING", 0.2)
+    bus = Bus("memory://")
+    begun = threading.Event()
+
+    async def forever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    called = in_thread(lambda: bus.blocking.call(forever()))
+    assert begun.wait(5.0)
+    bus.blocking.close()
+    with pytest.raises(Unavailable, match="closed while this call was under way"):
+        called.result(5.0)
+
+
+def test_closing_waits_for_rows_that_are_being_written(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Bus):
+        def write_within(self, *given: Any) -> list[Message]:
+            begun.set()
+            assert go_on.wait(5.0)
+            return super().write_within(*given)
+
+    bus = Slow(f"sqlite:///{tmp_path}/bus.db")
+    jobs = bus.queue("jobs", Job)
+    bus.blocking.open()
+    db = apsw.Connection(f"{tmp_path}/bus.db")
+
+    def send() -> Message:
+        with db:
+            return bus.blocking.send(jobs, Job(1), within=db)
+
+    sent = in_thread(send)
+    assert begun.wait(5.0)
+    closed = in_thread(bus.blocking.close)
+    still(closed)
+    go_on.set()
+    assert sent.result(5.0).id
+    closed.result(5.0)
+    db.close()
+
+
+def test_what_comes_while_the_bus_closes_waits_and_opens_it_again(tmp_path: Path) -> None:
+    bus = Bus(f"sqlite:///{tmp_path}/bus.db")
+    jobs = bus.queue("jobs", Job)
+    go_on = threading.Event()
+    bus.blocking.open()
+    bus.opened.loop.call_soon_threadsafe(go_on.wait, 5.0)  # closing comes after it
+    closed = in_thread(bus.blocking.close)
+    still(closed)
+    sent = in_thread(lambda: bus.blocking.send(jobs, Job(1)))
+    still(sent)
+    go_on.set()
     try:
-        bus.blocking.send(jobs, Job(3))
-        assert bus.blocking.call(bus.opened.driver.stats("jobs")).ready == 3
+        closed.result(5.0)
+        assert sent.result(5.0).id
+        assert bus.blocking.call(bus.driver.stats("jobs")).ready == 1
+    finally:
+        bus.blocking.close()
+
+
+def test_closing_on_the_loop_that_it_would_wait_for_is_an_error() -> None:
+    bus = Bus("memory://")
+
+    async def close() -> None:
+        bus.blocking.close()
+
+    try:
+        with pytest.raises(NotOpen, match="call it from another thread"):
+            bus.blocking.call(close())
+        assert bus.is_open
     finally:
         bus.blocking.close()
