@@ -99,7 +99,7 @@ class Bus(Declaring):
         self._logger = logging.getLogger("easybus")
         self._opened: Opened | None = None
         self._running: Running | None = None
-        self._require_default = False
+        self.under_test = False  # then other services' topics are made too, and what reaches no queue is an error
 
     # ------------------------------------------------------------------------------------------- opening, running
 
@@ -222,7 +222,7 @@ class Bus(Declaring):
         returned function is called."""
         pretended: dict[str, Any] = {
             "_url": url, "_storage_url": None, "_clock": clock, "provided": dict(provide), "databases": (),
-            "_require_default": True, "dead_letters_go": "storage",
+            "under_test": True, "dead_letters_go": "storage",
         }  # fmt: skip
         kept = {name: getattr(self, name) for name in pretended}
         vars(self).update(pretended)
@@ -262,7 +262,7 @@ class Bus(Declaring):
             await self._declare(opened, contract, within)
         if require:
             self._check_require()
-        now, otherwise = self._clock.time(), self._require_default
+        now, otherwise = self._clock.time(), self.under_test and contract.declare
         message, publication = publication_of(contract, value, options, now, require, otherwise=otherwise)
         if within is not None:
             await write_outbox_async(within, opened.outboxes, self.service, [publication], opened.wake_relays)
@@ -330,7 +330,7 @@ class Bus(Declaring):
     ) -> tuple[list[Message], list[Publication]]:
         if require:
             self._check_require()
-        now, otherwise = self._clock.time(), self._require_default
+        now, otherwise = self._clock.time(), self.under_test and contract.declare
         return publications_of(contract, values, now, require, otherwise=otherwise)
 
     def _check_require(self) -> None:

@@ -231,7 +231,7 @@ class Opened:
                 known.add(key)
                 if key in self.declared:
                     continue
-                if not target.declare:
+                if not (target.declare or self._bus.under_test):
                     await self._require(target)
                 elif isinstance(target, Queue):
                     changes.append(DeclareQueue(target.name, target.delay))

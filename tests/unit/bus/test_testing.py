@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.servers.postgresql import PostgresqlServer
 
-from easybus import Bus, ConfigurationError, Unavailable, fixed, never, schedule
+from easybus import Bus, ConfigurationError, Queue, Unavailable, fixed, never, schedule
 from easybus.engines.memory.dead_letters import MemoryDeadLetters
 from easybus.testing import harness
 from easybus.testing.virtual import VirtualClock
@@ -210,3 +210,23 @@ async def test_a_bus_whose_dead_letters_cannot_be_looked_at_in_the_end_can_be_te
         async with bus.testing():
             monkeypatch.setattr(MemoryDeadLetters, "find", fails)
             raise ZeroDivisionError
+
+
+async def test_what_other_services_own_is_there_in_tests(storage: str | None) -> None:
+    bus = Bus("sqlite:///shop.db")
+    shipments, refunds = bus.topic("shipments", int, declare=False), bus.topic("refunds", int, declare=False)
+    parcels = bus.bind(Queue("parcels", int, declare=False))
+    got: list[int] = []
+
+    @shipments.handler("mails")
+    async def mail(number: int) -> None:
+        got.append(number)
+
+    async with bus.testing(storage=storage) as t:
+        await shipments.send(7)
+        await refunds.send(8)  # queues of other services may take it: none of this one need be bound
+        await parcels.send(9)
+        await t.drain()
+        assert got == [7]
+        assert t.sent(refunds).values == [8]
+        assert t.sent(parcels).values == [9]
