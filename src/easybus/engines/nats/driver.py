@@ -78,6 +78,7 @@ class NatsDriver:
     def _lost(self) -> None:
         pullers, self._pullers = self._pullers, {}
         self._topology.forget()
+        self._publishing.forget()
         error = Unavailable(f"{self._link.address.url}: the connection was lost")
         for puller, _ in pullers.values():
             puller.fail(error)

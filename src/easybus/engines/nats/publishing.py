@@ -1,7 +1,8 @@
 """Publishing: each item's queues by the bindings as they are now, one copy to each, all confirmed.
 
 read the version → route → send all copies → answers: every copy of an item confirmed → it counts
-nobody took a copy: its queue has no leader → sent again, within the timeout; its queue is gone → one copy less
+nobody took a copy: its queue has no leader → sent again, within the timeout, but not where that was in vain last time
+                    its queue is gone → one copy less
 a copy unconfirmed → the item fails, and sending the same message again adds only what is missing: the server
 drops a second copy of an id in each queue's stream for two minutes
 """
@@ -33,6 +34,8 @@ _PART = 8 << 20
 """Bytes that are sent before their answers are waited for."""
 _ELECTING = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Seconds until what nobody took is sent again; then always the last."""
+_ASKING = 0.1
+"""The part of the timeout that is left to ask why, where it was in vain."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -59,6 +62,13 @@ class Publishing:
         self._api = api
         self._topology = topology
         self._names = names
+        self._in_vain: dict[str, Exception] = {}
+        """Queues that nobody answers for, and why, since they were waited for: those who send to others would wait too
+        each time. It holds until something is confirmed."""
+
+    def forget(self) -> None:
+        """Wait again for what was waited for in vain."""
+        self._in_vain.clear()
 
     async def publish(self, batch: Sequence[Publication], most: int) -> list[int | Exception | None]:
         """`most`: bytes that a body may have."""
@@ -74,21 +84,25 @@ class Publishing:
             except EasybusError as error:
                 results.append(error)
             else:
-                results.append(len(reached))
+                results.append(_counted(item, len(reached)))
         missed = await self._ask(copies, results)
         if missed:
             await self._again(batch, missed, results, end)
         return results
 
-    async def _ask(self, copies: Sequence[_Copy], results: list[int | Exception | None]) -> list[_Copy]:
+    async def _ask(
+        self, copies: Sequence[_Copy], results: list[int | Exception | None], seconds: float | None = None
+    ) -> list[_Copy]:
         """Send these, and note what failed. Returns those that surely nobody took: their stream is not there."""
         missed: list[_Copy] = []
         for part in _parts(copies):
-            for copy, answer in zip(part, await self._api.link.ask([one.call for one in part]), strict=True):
+            for copy, answer in zip(part, await self._api.link.ask([one.call for one in part], seconds), strict=True):
                 if answer is not None and status(answer) == "503":
                     missed.append(copy)
                 elif (error := self.failure(answer)) is not None:
                     results[copy.at] = error
+                elif self._in_vain:
+                    self._in_vain.pop(copy.queue, None)
         return missed
 
     def call(self, queue: str, item: Publication, default: float) -> Call:
@@ -140,25 +154,49 @@ class Publishing:
         elects one within moments, and has none for a new stream at first, so the last are sent again until `end`."""
         loop = asyncio.get_running_loop()
         pauses = itertools.chain(_ELECTING, itertools.repeat(_ELECTING[-1]))
+        latest = end - _ASKING * self._api.link.address.timeout
         try:
-            while missed := await self._declared(batch, missed, results):
+            while missed := self._awaited(await self._declared(batch, missed, results, end), results):
                 pause = next(pauses)
-                if loop.time() + pause > end:
-                    for copy in missed:
-                        results[copy.at] = await self.absent(copy.queue)
+                if loop.time() + pause > latest:
+                    await self._give_up(missed, results, end)
                     return
                 await asyncio.sleep(pause)
-                missed = await self._ask(missed, results)
+                missed = await self._ask(missed, results, max(0.0, end - loop.time()))
         except EasybusError as error:  # what is confirmed stays so
             for copy in missed:
                 results[copy.at] = error
 
+    def _awaited(self, missed: Sequence[_Copy], results: list[int | Exception | None]) -> list[_Copy]:
+        """Those whose queue was not waited for in vain; the others fail."""
+        awaited: list[_Copy] = []
+        for copy in missed:
+            if (why := self._in_vain.get(copy.queue)) is None:
+                awaited.append(copy)
+            else:
+                results[copy.at] = Unavailable(f"{why}; since then nobody has answered for queue {copy.queue!r}")
+        return awaited
+
+    async def _give_up(self, missed: Sequence[_Copy], results: list[int | Exception | None], end: float) -> None:
+        """Ask why, once for each queue, until `end`."""
+        queues = list(dict.fromkeys(copy.queue for copy in missed))
+        whys = await asyncio.gather(*[self.absent(queue, end) for queue in queues])
+        self._in_vain.update(zip(queues, whys, strict=True))
+        for copy in missed:
+            results[copy.at] = self._in_vain[copy.queue]
+
     async def _declared(
-        self, batch: Sequence[Publication], missed: Sequence[_Copy], results: list[int | Exception | None]
+        self, batch: Sequence[Publication], missed: Sequence[_Copy], results: list[int | Exception | None], end: float
     ) -> list[_Copy]:
         """Those whose queue is declared, and whose item may still be confirmed."""
         self._topology.forget()
-        snapshot = await self._topology.current()
+        try:
+            async with asyncio.timeout_at(end):
+                snapshot = await self._topology.current()
+        except TimeoutError:
+            raise self._api.link.silent("a look at what is declared") from None
+        for queue in self._in_vain.keys() - snapshot.queues.keys():
+            del self._in_vain[queue]
         declared: list[_Copy] = []
         for copy in missed:
             item, result = batch[copy.at], results[copy.at]
@@ -169,19 +207,22 @@ class Publishing:
             elif not item.to_topic:
                 results[copy.at] = no_queue(item.name)
             elif result:
-                results[copy.at] = result - 1
+                results[copy.at] = _counted(item, result - 1)
         return declared
 
-    async def absent(self, queue: str) -> Exception:
-        """Why nobody answers for a queue that is declared."""
+    async def absent(self, queue: str, end: float | None = None) -> Exception:
+        """Why nobody answers for a queue that is declared; by `end` if given."""
         try:
-            await self._api.stream_info(self._names.stream(queue))
+            async with asyncio.timeout_at(end):
+                await self._api.stream_info(self._names.stream(queue))
         except JetStreamError as error:
             if error.code == NO_STREAM:
                 return no_queue(queue)
             return refused(error, self._api.link.address.url)
         except EasybusError as error:
             return error
+        except TimeoutError:
+            pass
         return Unavailable(f"{self._api.link.address.url}: queue {queue!r} has no leader now")
 
 
@@ -193,10 +234,14 @@ def _reached(snapshot: Snapshot, item: Publication) -> Sequence[str]:
     routes = snapshot.routes.get(item.name)
     if routes is None:
         raise no_topic(item.name)
-    reached = routes.queues(item.route_key)
-    if not reached and item.require:
-        raise Unroutable(f"no queue of the topic {item.name!r} is bound for {item.route_key!r}")
-    return [queue for queue in reached if queue in snapshot.queues]
+    return [queue for queue in routes.queues(item.route_key) if queue in snapshot.queues]
+
+
+def _counted(item: Publication, reached: int) -> int | Exception:
+    """What a send that reached so many queues results in."""
+    if reached or not item.require:
+        return reached
+    return Unroutable(f"no queue of the topic {item.name!r} is bound for {item.route_key!r}")
 
 
 def _moment(seconds: float) -> str:

@@ -28,7 +28,7 @@ from easybus.engines.contract import (
 from easybus.engines.nats.driver import NatsDriver
 from easybus.engines.nats.failures import NO_STREAM, JetStreamError
 from easybus.engines.nats.publishing import DELAY
-from easybus.errors import NotDeclared, Unavailable
+from easybus.errors import NotDeclared, Unavailable, Unroutable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
 
@@ -102,6 +102,88 @@ async def test_a_send_waits_for_a_stream_that_nobody_answers_for(driver: NatsDri
     async with asyncio.timeout(3.0):
         assert await sending == [2, 1]
     assert await drain(driver, "away") == [b"x"]
+
+
+async def test_a_queue_that_was_waited_for_in_vain_is_asked_about_once_and_holds_up_others_no_more(
+    opened: Opener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = await opened(f"{url}&timeout=1")
+    assert isinstance(driver, NatsDriver)
+    await topology(driver, ["kept", "away"])
+    stream, subject = driver._names.stream("away"), driver._names.ready("away")
+    info, ask, questions, rounds = driver._api.stream_info, driver._link.ask, list[str](), list[int]()
+
+    async def asked(name: str) -> Any:
+        if name == stream:
+            questions.append(name)
+        return await info(name)
+
+    async def sent(calls: Any, seconds: float | None = None, **others: Any) -> Any:
+        if subject in {call[0] for call in calls}:
+            rounds.append(len(calls))
+        return await ask(calls, seconds, **others)
+
+    monkeypatch.setattr(driver._api, "stream_info", asked)
+    monkeypatch.setattr(driver._link, "ask", sent)
+    batch = [to_queue("kept", b"x"), *[to_queue("away", b"%d" % number) for number in range(100)]]
+    for _ in range(2):
+        await driver._api.request(f"STREAM.DELETE.{stream}")
+        kept, *failed = await driver.publish(batch)
+        assert kept == 1
+        assert {type(one) for one in failed} == {NotDeclared}
+        assert len(questions) == 1
+        assert len(rounds) > 1  # it was waited for
+        rounds.clear()
+        kept, *failed = await driver.publish(batch)
+        assert kept == 1
+        assert {type(one) for one in failed} == {Unavailable}
+        assert "there is no queue 'away'" in str(failed[0])
+        assert (rounds, questions) == ([101], [stream])
+        await driver._topology._make("away")
+        assert await driver.publish(batch) == [1] * 101
+        rounds.clear()
+        questions.clear()
+
+
+async def test_a_publish_ends_in_time_though_nobody_says_why_its_queue_does_not_answer(
+    opened: Opener, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = await opened(f"{url}&timeout=1")
+    assert isinstance(driver, NatsDriver)
+    away = [f"away {number}" for number in range(5)]
+    await topology(driver, away)
+    info, streams = driver._api.stream_info, [driver._names.stream(queue) for queue in away]
+    for stream in streams:
+        await driver._api.request(f"STREAM.DELETE.{stream}")
+
+    async def unanswered(name: str) -> Any:
+        return await (asyncio.Event().wait() if name in streams else info(name))
+
+    monkeypatch.setattr(driver._api, "stream_info", unanswered)
+    began = time.monotonic()
+    async with asyncio.timeout(5.0):
+        results = await driver.publish([to_queue(queue, b"x") for queue in away])
+    assert 0.8 < time.monotonic() - began < 2.0
+    assert [type(one) for one in results] == [Unavailable] * 5
+    assert "queue 'away 4' has no leader now" in str(results[4])
+
+
+@pytest.mark.parametrize(("require", "expected"), [(True, Unroutable), (False, int)])
+async def test_a_send_whose_last_queue_is_dropped_meanwhile_reaches_none(
+    driver: NatsDriver, opened: Opener, monkeypatch: pytest.MonkeyPatch, require: bool, expected: type
+) -> None:
+    await topology(driver, ["only"], "orders")
+    before, current = [await driver._topology.current()], driver._topology.current
+    await (await opened()).drop([DeclareQueue("only")])
+
+    async def as_it_was() -> Any:
+        return before.pop() if before else await current()
+
+    monkeypatch.setattr(driver._topology, "current", as_it_was)
+    (result,) = await driver.publish([Publication(to_topic=True, name="orders", body=b"x", require=require)])
+    assert not before
+    assert type(result) is expected
+    assert result == 0 or require
 
 
 async def test_what_was_deleted_at_the_server_is_not_declared_until_it_is_again(driver: Driver) -> None:
