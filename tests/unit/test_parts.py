@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from easybus import ConfigurationError, NotDeclared, NotOpen, Reject, fixed, never
+from easybus.connection import Publisher
 from easybus.parts import (
     Engine,
     Handler,
@@ -150,6 +151,30 @@ async def test_a_stopped_handler_says_so(engine: Engine) -> None:
     await handler.wait()
     with pytest.raises(NotOpen, match="make another"):
         await handler.prepare()
+
+
+@pytest.mark.parametrize("kind", [Handler, Sender])
+async def test_a_stop_ends_though_a_library_swallows_its_cancellation(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: type[Handler | Sender]
+) -> None:
+    assert engine.driver is not None
+    swallowed: list[str] = []
+
+    async def pump(publisher: Publisher) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        swallowed.append("once")
+        await asyncio.Event().wait()
+
+    async def handle(message: Message) -> None: ...
+
+    monkeypatch.setattr(Publisher, "pump", pump)
+    part = Sender("orders", engine.driver) if kind is Sender else Handler("jobs", handle, engine.driver)
+    await part.prepare()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await part.stop()
+    assert swallowed == ["once"]
 
 
 async def test_the_drivers_seven_calls_by_their_names(engine: Engine) -> None:

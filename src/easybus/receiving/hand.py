@@ -62,10 +62,12 @@ class Hand(msgspec.Struct, eq=False):
     """Its ack is part of its transaction: its delivery is not to be extended any more, and gone with the commit."""
 
     def cancel(self, why: Why) -> None:
-        """Cancel the handler, if it is running and was not cancelled before."""
-        if self.task is not None and self.cancelled is None:
-            self.cancelled = why
-            self.task.cancel()
+        """Cancel the handler, if it is running: once, but for a stop each time, since it may swallow that. The first
+        reason stands."""
+        if self.task is None or (self.cancelled is not None and why is not Why.STOPPED):
+            return
+        self.cancelled = self.cancelled or why
+        self.task.cancel()
 
 
 class Company:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from ..cancelling import ended
 from ..clock import Clock, SystemClock
 from ..connection import Publisher
 from ..engines.contract import (
@@ -139,9 +140,7 @@ class Handler:
         their messages go back; what has finished is acked. A second stop does nothing."""
         self._stopped.set()
         await self._receiver.stop(grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
         self._tasks = []
         await self._publisher.drained()
         await self._providers.close()

@@ -19,6 +19,7 @@ stopped                                release → nack
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -166,36 +167,49 @@ class Pipeline:
         finally:
             self._company.leave_alone()
 
-    async def _waited(self, hand: Hand, turn: Awaitable[None]) -> bool:
-        """Wait for a turn; False: cancelled meanwhile, and settled."""
+    async def _waited(self, hand: Hand, waiting: Awaitable[None]) -> bool:
+        """Wait for this; False: cancelled meanwhile, and settled."""
         hand.task = hand.worker
         try:
-            await turn
+            await waiting
         except asyncio.CancelledError:
             if hand.cancelled is None:
                 raise
-            _uncancel()
-            if hand.cancelled is not Why.FENCED:
-                await self._settler.back(hand)
-            return False
         finally:
             hand.task = None
-        return True
+        if hand.cancelled is None:
+            return True
+        await self._let_go(hand)
+        if hand.cancelled is not Why.FENCED:
+            await self._settler.back(hand)
+        return False
 
     async def _already_handled(self, hand: Hand) -> bool:
         """True: settled here, the handler is not to run."""
-        assert self.options.already_handled is not None  # noqa: S101 - asked only then
-        try:
-            asked = self.options.already_handled
-            answer = await call_with_message(asked, hand.message, lambda: hand.payload, self._threads)
-        except Exception as error:
-            self._logger.warning("already_handled of queue %r failed, asked again: %s", self._settler.queue, error)
-            answer = None
+        answer: Any = None
+
+        async def ask() -> None:
+            nonlocal answer
+            answer = await self._answer(hand)
+
+        if not await self._waited(hand, ask()):
+            return True
         if answer is True:
             self._settler.done(hand)
         elif answer is not False:
             await self._settler.back(hand, _ASKED_AGAIN)
         return answer is not False
+
+    async def _answer(self, hand: Hand) -> Any:
+        asked = self.options.already_handled
+        assert asked is not None  # noqa: S101 - asked only then
+        try:
+            return await call_with_message(asked, hand.message, lambda: hand.payload, self._threads)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            self._logger.warning("already_handled of queue %r failed, asked again: %s", self._settler.queue, error)
+            return None
 
     # --------------------------------------------------------------------------------------- invoke, and its outcome
 
@@ -242,15 +256,15 @@ class Pipeline:
         that goes on. It may have ended in the instant of being cancelled."""
         hand.task = None
         if hand.cancelled is not None:
-            await asyncio.sleep(0)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
             _uncancel()
 
     async def _cancelled(self, hand: Hand, error: asyncio.CancelledError) -> None:
         hand.task = None
         why = hand.cancelled
         if why is None:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if _is_cancelled():
                 raise error  # the worker itself is being torn down
             await self._raised(hand, error)  # the handler's own: something that it awaited was cancelled
             return
@@ -288,6 +302,12 @@ class Pipeline:
             hand.id, self._settler.queue, hand.attempts, delay, reason,
         )  # fmt: skip
         await self._settler.retry(hand, delay, reason, error)
+
+
+def _is_cancelled() -> bool:
+    """Whether the worker's task is: else a CancelledError is of something that the user's function awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _uncancel() -> None:

@@ -3,8 +3,8 @@
     fetching: as many as there are free slots → ready → workers (long-lived, one a slot at most) → pipeline
               (a slot whose function has returned, and whose transaction is being committed, counts as free here)
     renewing: every third of the lease, what is in hand is extended; what is held no more is cancelled
-    stopping: no more fetches → what is ready and unbegun goes back → handlers end, or are cancelled after the grace →
-              what is finished is settled to the end
+    stopping: no more fetches → what is ready and unbegun goes back → handlers end, or are cancelled after the grace,
+              until they have → what is finished is settled to the end
 
 A worker is started when all are at work and something is ready: a task a message would cost half of the budget.
 """
@@ -17,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from ..cancelling import ended
+from ..cancelling import AGAIN, ended
 from ..clock import Clock, sleep, wait
 from ..engines.contract import Claimed, Taken
 from ..errors import EngineError, NotDeclared
@@ -78,7 +78,7 @@ class Receiver:
         """Begin to fetch and handle. Starting again after a stop works."""
         if self._loops:
             return
-        self._stopping = self._waking = False
+        self._stopping = self._waking = self._hurried = False
         loop = asyncio.get_running_loop()
         self._fetching = loop.create_task(self._guarded(self._fetch), name=f"easybus fetch {self.queue}")
         self._loops = [self._fetching, loop.create_task(self._guarded(self._renew), name=f"easybus renew {self.queue}")]
@@ -87,7 +87,8 @@ class Receiver:
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop: what is in flight ends uncancelled within `grace` seconds (None: however long it takes), what was not
-        begun goes back, what has finished is completed and acked. A second stop does nothing."""
+        begun goes back, what has finished is completed and acked. Past the grace handlers are cancelled, again each
+        second until they have ended. A second stop does nothing."""
         if not self._loops:
             return
         self._stopping = True
@@ -100,8 +101,10 @@ class Receiver:
         await self._give_back()
         await self._wait_for_handlers(grace)
         self._release_idle()
-        if self._workers:
-            await asyncio.wait(self._workers)
+        while self._workers:
+            for hand in self.at_work:
+                hand.cancel(Why.STOPPED)
+            await asyncio.wait(self._workers, timeout=AGAIN)
         await self._settler.drained()
         await ended(renewing, *others)
         self._loops = []
@@ -114,8 +117,7 @@ class Receiver:
     async def _end(self, fetching: asyncio.Task[None]) -> None:
         done, _ = await asyncio.wait([fetching], timeout=_INTERRUPT)
         if not done:
-            fetching.cancel()
-            await asyncio.gather(fetching, return_exceptions=True)
+            await ended(fetching)
 
     async def _give_back(self) -> None:
         while self._ready:
@@ -128,15 +130,12 @@ class Receiver:
                 await self._settler.busy_elsewhere(taken.delivery)
 
     async def _wait_for_handlers(self, grace: float | None) -> None:
+        """Until all have ended, or the grace time is over."""
         ends = None if grace is None else self._clock.time() + grace
-        while self._at_work:
+        while self._at_work and not self._hurried:
             left = None if ends is None else ends - self._clock.time()
-            if self._hurried or (left is not None and left <= 0):
-                self._hurried = False
-                for hand in list(self._pipeline.holding):
-                    hand.cancel(Why.STOPPED)
-                ends = None
-                continue
+            if left is not None and left <= 0:
+                return
             self._slot_free = asyncio.get_running_loop().create_future()
             await wait(self._clock, self._slot_free, left)
 

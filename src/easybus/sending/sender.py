@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..cancelling import ended
 from ..clock import Clock, SystemClock
 from ..connection import Publisher
 from ..engines.contract import DeclareTopic, Driver, Publication, TransactionStorage
@@ -136,9 +137,7 @@ class Sender:
         """Stop asking, and end what is being sent; twice is a no-op. What was left behind is asked about by the next
         sender of this service and topic."""
         self._stopped.set()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
         self._tasks.clear()
         if self._checkback is not None:
             await self._checkback.drained()

@@ -14,6 +14,8 @@ from easybus.clock import sleep
 from easybus.engines.contract import Busy, Claimed
 from easybus.errors import Reject
 from easybus.message import FIRST_FAILED, Message
+from easybus.receiving.hand import Why
+from easybus.receiving.receiver import Receiver
 from easybus.receiving.retry import fixed, never
 from easybus.receiving.within import NotTheHolder
 
@@ -33,6 +35,17 @@ async def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         await asyncio.sleep(0.001)
+    raise TimeoutError
+
+
+async def stopped(room: Any, receiver: Receiver, grace: float) -> None:
+    """Stop it, while time goes on: ten times as fast as it does for the stop's own waits."""
+    stopping = asyncio.ensure_future(receiver.stop(grace))
+    for _ in range(5000):
+        await asyncio.sleep(0.001)
+        await room.advance(0.01)
+        if stopping.done():
+            return
     raise TimeoutError
 
 
@@ -368,6 +381,53 @@ async def test_a_stop_releases_and_then_nacks_what_it_cancels_and_counts_no_atte
     assert [message.retried for message in seen] == [0], "at once, and not as a retry"
 
 
+@pytest.mark.parametrize("before", ["nothing", "its timeout"])
+async def test_a_handler_that_swallows_a_cancellation_is_cancelled_again_by_a_stop(room: Any, before: str) -> None:
+    swallowed: list[float] = []
+
+    async def stubborn(message: Message) -> None:
+        while len(swallowed) < 2:
+            try:
+                await sleep(room.clock, 1000.0)
+            except asyncio.CancelledError:
+                swallowed.append(room.clock.time())
+        await sleep(room.clock, 1000.0)
+
+    receiver = room.process(stubborn, timeout=None if before == "nothing" else 5.0, retry=fixed(100.0))
+    await room.send("m")
+    await room.advance(6.0)
+    await stopped(room, receiver, 0.1)
+    assert len(swallowed) == 2
+    if before == "nothing":
+        assert await room.stats() == (1, 0, 0), "back, uncounted"
+        assert await room.state("m") == "free"
+    else:
+        assert await room.stats() == (0, 0, 1), "it failed by its timeout, and is retried"
+
+
+async def test_a_second_signal_ends_a_handler_that_swallowed_its_cancellation(room: Any) -> None:
+    swallowed: list[Message] = []
+
+    async def stubborn(message: Message) -> None:
+        try:
+            await sleep(room.clock, 1000.0)
+        except asyncio.CancelledError:
+            swallowed.append(message)
+        await sleep(room.clock, 1000.0)
+
+    receiver = room.process(stubborn)
+    await room.send("m")
+    receiver.at_work[0].cancel(Why.TIMEOUT)
+    await room.advance(0)
+    assert len(swallowed) == 1
+    stopping = asyncio.ensure_future(receiver.stop(None))
+    await room.advance(10.0)
+    assert not stopping.done()
+    receiver.hurry()
+    await until(stopping.done)
+    assert receiver.at_work == []
+
+
 async def test_attempts_survive_a_restart(room: Any) -> None:
     attempts: list[int] = []
 
@@ -544,3 +604,74 @@ async def test_already_handled_is_not_asked_about_what_was_never_begun(room: Any
     room.process(noting(seen), already_handled=asked)
     await room.send("m")
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("swallows", [False, True], ids=["cancelled", "answers all the same"])
+async def test_what_is_fenced_off_while_already_handled_is_asked_is_not_handled_and_settles_nothing(
+    room: Any, swallows: bool
+) -> None:
+    seen: list[Message] = []
+    asked: list[str] = []
+
+    async def ask(message: Message) -> bool:
+        asked.append(message.id)
+        try:
+            await sleep(room.clock, 1000.0)
+        except asyncio.CancelledError:
+            asked.append("cancelled")
+            if not swallows:
+                raise
+        return False
+
+    await room.begun("m", 1)
+    room.process(noting(seen), already_handled=ask, concurrency=1)
+    await room.send("m")
+    token = await room.take_over("m")
+    room.calls.clear()
+    await room.advance(LEASE / 3)
+    assert (asked, seen) == (["m", "cancelled"], [])
+    assert not {"Ack", "Nack", "Move", "release", "complete", "store"} & set(room.calls)
+    assert await room.engine.idempotency.complete([(token, 1000.0)]) == [True]
+    await room.send("n")
+    assert [message.id for message in seen] == ["n"], "its one worker goes on"
+
+
+@pytest.mark.parametrize("swallows", [False, True], ids=["cancelled", "answers all the same"])
+async def test_a_stop_ends_a_question_that_hangs_and_its_message_goes_back(room: Any, swallows: bool) -> None:
+    seen: list[Message] = []
+    asked: list[str] = []
+
+    async def ask(message: Message) -> bool:
+        asked.append(message.id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not swallows:
+                raise
+        return False
+
+    await room.begun("m", 1)
+    receiver = room.process(noting(seen), already_handled=ask)
+    await room.send("m")
+    await stopped(room, receiver, 0.5)
+    assert (asked, seen) == (["m"], [])
+    assert await room.stats() == (1, 0, 0), "back, at once"
+    assert await room.state("m") == "free"
+
+
+async def test_already_handled_that_awaited_what_was_cancelled_does_not_know(room: Any) -> None:
+    seen: list[Message] = []
+    answers: list[Any] = []
+
+    async def ask(message: Message) -> bool:
+        answers.append(message)
+        if len(answers) == 1:
+            raise asyncio.CancelledError
+        return False
+
+    await room.begun("m", 1)
+    room.process(noting(seen), already_handled=ask)
+    await room.send("m")
+    assert await room.stats() == (0, 0, 1), "back, with a delay"
+    await room.advance(5.0)
+    assert [message.retried for message in seen] == [0]
