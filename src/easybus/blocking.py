@@ -21,7 +21,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from .errors import NotOpen, Unavailable
@@ -84,18 +84,45 @@ class BlockingBus:
     @contextlib.contextmanager
     def transaction(self, target: Any, value: Any, **options: Any) -> Generator[Message, None, None]:
         """As `Bus.transaction`, around plain code."""
-        block: contextlib.AbstractAsyncContextManager[Message] = self.call(self._transaction(target, value, options))
-        message = self.call(block.__aenter__())
+        process, begun, ended = os.getpid(), Future[Message](), Future[BaseException | None]()
+        call = self._begin_call(self._transaction(target, value, options, begun, ended))
+        call.add_done_callback(lambda _: begun.cancel())
+
+        def end(error: BaseException | None) -> bool | None:
+            if os.getpid() != process:
+                return None  # forked in the block, whose end is the parent's
+            with contextlib.suppress(InvalidStateError):  # closed meanwhile, as the call's result says
+                ended.set_result(error)
+            return _result(call)
+
         try:
-            yield message
+            with contextlib.suppress(CancelledError):
+                begun.exception()
+            if begun.cancelled():
+                _result(call)
+            yield begun.result()
         except BaseException as error:
-            if not self.call(block.__aexit__(type(error), error, error.__traceback__)):
+            if not end(error):
                 raise
         else:
-            self.call(block.__aexit__(None, None, None))
+            end(None)
 
-    async def _transaction(self, target: Any, value: Any, options: dict[str, Any]) -> Any:
-        return self._bus.transaction(target, value, **options)
+    async def _transaction(
+        self,
+        target: Any,
+        value: Any,
+        options: dict[str, Any],
+        begun: Future[Message],
+        ended: Future[BaseException | None],
+    ) -> bool | None:
+        """The whole block is one call, so that the bus is not closed in the middle of it."""
+        block = self._bus.transaction(target, value, **options)
+        begun.set_result(await block.__aenter__())
+        try:
+            error = await asyncio.wrap_future(ended)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        return await block.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run any coroutine of the bus, such as `bus.dead_letters.count()`, and return its result.
@@ -104,18 +131,14 @@ class BlockingBus:
             NotOpen: called on the bus's own loop, which it would stop: write await there.
             Unavailable: the bus was closed, and this took longer than closing waits.
         """
+        return _result(self._begin_call(coroutine))
+
+    def _begin_call(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         try:
-            future = self._begin(lambda loop: asyncio.run_coroutine_threadsafe(coroutine, loop))
+            return self._begin(lambda loop: asyncio.run_coroutine_threadsafe(coroutine, loop))
         except BaseException:
             coroutine.close()
             raise
-        try:
-            return future.result()
-        except CancelledError as error:
-            raise Unavailable(
-                "the bus was closed while this call was under way: whether it took effect is not known; sending the "
-                "same Message again is safe"
-            ) from error
 
     def _begin(self, start: Callable[[asyncio.AbstractEventLoop], Future[T]]) -> Future[T]:
         """What `start` begins on the loop of the open bus, which is not closed before that is done."""
@@ -234,6 +257,17 @@ _parents: list[object] = []
 
 def _buses() -> list[BlockingBus]:
     return [bus for ref in list(_all) if (bus := ref()) is not None]
+
+
+def _result(call: Future[T]) -> T:
+    """Raises `Unavailable` where closing the bus ended it."""
+    try:
+        return call.result()
+    except CancelledError as error:
+        raise Unavailable(
+            "the bus was closed while this call was under way: whether it took effect is not known; sending the same "
+            "Message again is safe"
+        ) from error
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -213,6 +213,39 @@ def test_closing_waits_for_calls_under_way(tmp_path: Path) -> None:
     assert not bus.is_open
 
 
+def test_closing_waits_for_a_transaction_that_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = Bus(f"sqlite:///{tmp_path}/bus.db")
+    topic = bus.topic("events", Job)
+
+    @topic.committed
+    async def committed(event: Job) -> bool | None:
+        return None
+
+    @topic.handler("jobs")
+    def handle(event: Job) -> None: ...
+
+    try:
+        with bus.blocking.transaction(topic, Job(1)):
+            closed = in_thread(bus.blocking.close)
+            still(closed)
+        closed.result(5.0)
+        bus.blocking.open()
+        assert bus.blocking.call(bus.driver.stats("jobs")).ready == 1
+        monkeypatch.setattr("easybus.blocking._CLOSING", 0.2)
+        with (
+            pytest.raises(Unavailable, match="closed while this call was under way"),
+            bus.blocking.transaction(topic, Job(2)),
+        ):
+            bus.blocking.close()
+        bus.blocking.open()
+        storage = bus.opened.storage.transactions
+        assert storage is not None
+        halves = bus.blocking.call(storage.find())
+        assert [half.error for half in halves] == ["CancelledError: "], "its work may have been done: it is asked about"
+    finally:
+        bus.blocking.close()
+
+
 def test_a_call_that_outlasts_the_patience_of_closing_ends_with_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("easybus.blocking._CLOSING", 0.2)
     bus = Bus("memory://")

@@ -34,6 +34,21 @@ def child(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
+def in_child_too(work: Callable[[], object]) -> None:
+    """Do `work`, which forks, and end the child after it."""
+    parent, status = os.getpid(), 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        if os.getpid() == parent:
+            raise
+        traceback.print_exc()
+    finally:
+        if os.getpid() != parent:
+            os._exit(status)
+
+
 def exit_code(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
@@ -161,6 +176,49 @@ def test_a_call_may_itself_fork_and_goes_on(tmp_path: Path, monkeypatch: pytest.
     try:
         assert exit_code(bus.blocking.call(call())) == 0
         assert bus.blocking.call(bus.driver.stats("jobs")).ready == 3
+    finally:
+        bus.blocking.close()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_fork_inside_a_transaction_leaves_its_end_to_the_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """`apart`: the child is forked by another thread, and does something else."""
+    monkeypatch.setattr("easybus.blocking._FORKING", 0.2)
+    bus = Bus(f"sqlite:///{tmp_path}/bus.db")
+    topic, jobs = bus.topic("events", int), bus.queue("jobs", int)
+
+    @topic.committed
+    async def committed(event: int) -> bool | None:
+        return None
+
+    @topic.handler("events")
+    def handle(event: int) -> None: ...
+
+    processes: list[int] = []
+
+    def fork() -> None:
+        processes.append(child(lambda: bus.blocking.send(jobs, 1)))
+
+    def leave() -> None:
+        with transaction:
+            processes.append(os.fork())
+        if processes[0] == 0:
+            bus.blocking.send(jobs, 1)
+
+    transaction = bus.blocking.transaction(topic, 1)
+    try:
+        if apart:
+            with transaction:
+                thread = threading.Thread(target=fork)
+                thread.start()
+                thread.join()
+        else:
+            in_child_too(leave)
+        assert exit_code(processes[0]) == 0
+        assert bus.blocking.call(bus.driver.stats("events")).ready == 1
+        assert bus.blocking.call(bus.driver.stats("jobs")).ready == 1
     finally:
         bus.blocking.close()
 
