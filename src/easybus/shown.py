@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 
-__all__ = ["hidden", "hide", "visible", "visible_bytes"]
+__all__ = ["astray", "hidden", "hide", "visible", "visible_bytes"]
 
 
 def visible(text: str) -> str:
@@ -42,15 +42,30 @@ def visible_bytes(data: bytes) -> str:
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
+_FILES = ("memory", "sqlite")
+"""Schemes whose URLs hold no account, and may have an '@' anywhere."""
+_PLACE = re.compile(r"//[^/?#]*")
+_ASTRAY = re.compile(r"((?:amqps?|nats|tls|postgres(?:ql)?|mysql|rediss?)(?:\+\w+)?://)[^\s\"]*[/?#][^\s\"]*@")
 _passwords: set[str] = set()
+
+
+def astray(url: str) -> bool:
+    """Whether an '@' stands where a URL has no user and password any more.
+
+    Those hold a '/', '?' or '#' then, as it stands, and whoever reads the URL takes a part of them for something else.
+    """
+    scheme, _, rest = url.partition(":")
+    place = _PLACE.match(rest)
+    return scheme.strip().lower() not in _FILES and "@" in rest[place.end() if place else 0 :]
 
 
 def hide(url: str) -> None:
     """Never print the password of this URL, wherever an error may quote it."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
+    scheme, _, rest = url.partition(":")
+    if scheme.strip().lower() in _FILES:
         return
+    account = rest.removeprefix("//").rpartition("@")[0]
+    password = account.partition(":")[2] or (account if astray(url) else "")
     if password:
         _passwords.update((password, unquote(password)))
 
@@ -59,5 +74,6 @@ def hidden(text: str) -> str:
     """The text without the passwords of URLs: those in it, and those that were given."""
     for password in sorted(_passwords, key=len, reverse=True):
         text = text.replace(password, "***")
+    text = _ASTRAY.sub(r"\1***@", text)
     text = re.sub(r"(://[^\s/?#:@]*):[^\s/?#]*@", r"\1:***@", text)
     return re.sub(r"([?&](?:\w*password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", text, flags=re.IGNORECASE)

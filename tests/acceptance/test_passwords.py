@@ -139,6 +139,22 @@ def test_no_command_prints_a_token_or_the_password_of_a_sentinel(url: str, shell
         assert "canary" not in done.out + done.err
 
 
+@pytest.mark.parametrize("password", ["a/canary", "1/canary", "1?canary", "se?canary", "1#canary", "1?prefix=canary"])
+@pytest.mark.parametrize(
+    "url", ["redis://u:{}@host/0", "postgresql://u:{}@host/db", "nats://{}@host", "amqp://u:{}@host"]
+)
+def test_no_command_prints_a_password_that_cuts_its_url_short(url: str, password: str, shell: Shell) -> None:
+    (shell.folder / "shop.py").write_text(APP)
+    environment = {"EASYBUS_URL": url.format(password), "QUEUE": "jobs"}
+    commands = [["queues"], ["doctor", "--json"], ["schema"]]
+    done = [shell.run(*words, "--url", url.format(password), url=False) for words in commands]
+    done += [shell.run(*words, "shop:bus", url=False, **environment) for words in (["check"], ["declare"], ["relay"])]
+    for one in done:
+        assert one.code == 1
+        assert "%2F" in one.out + one.err
+        assert "canary" not in one.out + one.err
+
+
 def test_workers_show_no_password_in_the_process_list_nor_in_what_they_log(right: Place, shell: Shell) -> None:
     (shell.folder / "shop.py").write_text(APP)
     queue = fresh("jobs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 
@@ -35,15 +36,10 @@ def create(url: str, clock: Clock) -> Engine:
         ConfigurationError: the URL names no engine, or the engine refuses it.
         MissingExtra: the engine's packages are not installed.
     """
-    from urllib.parse import urlsplit  # `import easybus` does without it
-
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"this is no URL ({error}); write one such as sqlite:///shop.db") from None
-    known = ENGINES.get(parts.scheme)
+    scheme = _scheme(url)
+    known = ENGINES.get(scheme)
     if known is None:
-        given = f"its scheme is {parts.scheme!r}" if parts.scheme else "it has no scheme"
+        given = f"its scheme is {scheme!r}" if scheme else "it has no scheme"
         raise ConfigurationError(
             f"no engine for this URL: {given}; there are {', '.join(f'{scheme}://' for scheme in ENGINES)}"
         )
@@ -54,6 +50,24 @@ def create(url: str, clock: Clock) -> Engine:
         if error.name is None or error.name.startswith("easybus") or not extra:
             raise
         package = error.name.partition(".")[0]
-        raise MissingExtra(f"{parts.scheme}:// needs the package {package}: pip install 'easybus[{extra}]'") from error
+        raise MissingExtra(f"{scheme}:// needs the package {package}: pip install 'easybus[{extra}]'") from error
     engine: Engine = module.create(url, clock)
     return engine
+
+
+def _scheme(url: str) -> str:
+    """The URL's scheme. Refuses, and does not show, what an engine would read otherwise than it was meant."""
+    from urllib.parse import urlsplit  # `import easybus` does without it
+
+    from ..shown import astray
+
+    scheme = None
+    if not astray(url):
+        with contextlib.suppress(ValueError):  # whose text would show the URL
+            scheme = urlsplit(url).scheme
+    if scheme is None:
+        raise ConfigurationError(
+            "this URL cannot be read as it was meant; write scheme://user:password@host, and in user, password, path "
+            "and options what is no letter or digit as %XX: '/' is %2F, '?' %3F, '#' %23, '@' %40, '[' %5B, ']' %5D"
+        )
+    return scheme

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from easybus import shown
 from easybus.cli.output import Misused, ago, close_to, duration
-from easybus.shown import hidden, visible, visible_bytes
+from easybus.shown import hidden, hide, visible, visible_bytes
 
 
 @given(st.text())
@@ -51,11 +52,24 @@ def test_json_is_laid_out_and_keeps_its_numbers() -> None:
         ("redis://:s3cret@host", "redis://:***@host"),
         ("x://h/?password=s3cret&a=1", "x://h/?password=***&a=1"),
         ("x://h/?a=1&sentinel_password=s3cret", "x://h/?a=1&sentinel_password=***"),
+        ("amqp://shop:a/s3cret?x@host/v", "amqp://***@host/v"),
+        ("nats://s3cret#x@host", "nats://***@host"),
         ("sqlite:///shop.db", "sqlite:///shop.db"),
+        ("https://shop.example/?mail=a@b.example", "https://shop.example/?mail=a@b.example"),
     ],
 )
 def test_passwords_of_urls_are_hidden(text: str, shown: str) -> None:
     assert hidden(f"cannot reach {text} now") == f"cannot reach {shown} now"
+
+
+@pytest.mark.parametrize("password", ["s3cret", "a/s3cret", "1?s3cret", "#s3cret", "s3cret@x", "[s3cret", "s3c%72et"])
+def test_the_password_of_a_url_that_was_given_is_hidden_wherever_it_is_quoted(
+    password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shown, "_passwords", set())
+    hide(f"redis://shop:{password}@host/0")
+    assert hidden(f"cannot log in with {password}") == "cannot log in with ***"
+    assert hidden("cannot find host/0 for shop") == "cannot find host/0 for shop"
 
 
 def test_a_wrong_name_is_answered_with_close_ones() -> None:

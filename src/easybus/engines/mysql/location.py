@@ -76,7 +76,7 @@ def locate(url: str) -> Location:
     if not database or set(database) & set("/%\0") or len(database) > 64:
         raise ConfigurationError(f"{shown}: the database is missing, or its name is none; {_SPELLING}")
     if parts.fragment:
-        raise ConfigurationError(f"{shown}: '#' must be written %23, in a password too; {_SPELLING}")
+        raise ConfigurationError(f"{shown}: '#' must be written %23; {_SPELLING}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options:
         if name not in OPTIONS:
@@ -134,7 +134,6 @@ def _shown(parts: SplitResult) -> str:
 
 
 def _hosts(parts: SplitResult) -> tuple[tuple[str, int], ...]:
-    # A password with an unquoted / or ? ends the host early, and then parts of it would be shown or dialled.
     user_info, _, hosts = parts.netloc.rpartition("@")
     found: list[tuple[str, int]] = []
     for host in hosts.split(","):
@@ -143,10 +142,7 @@ def _hosts(parts: SplitResult) -> tuple[tuple[str, int], ...]:
             name, host = "", ""
         name = name if colon else host
         if not name:
-            raise ConfigurationError(
-                f"this {parts.scheme}:// URL names no host, or a wrong port; {_SPELLING}, with '/', '?', '#', '@' and "
-                "':' in user and password written %2F, %3F, %23, %40 and %3A"
-            )
+            raise ConfigurationError(f"this {parts.scheme}:// URL names no host, or a wrong port; {_SPELLING}")
         found.append((name.strip("[]"), int(port) if colon else PORT))
     if "@" in user_info or ":" in user_info.partition(":")[2]:
         raise ConfigurationError(

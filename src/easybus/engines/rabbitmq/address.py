@@ -56,8 +56,6 @@ def parse(url: str) -> Address:
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
     place, slash, vhost = rest.partition("/")
-    if "@" in rest[len(place) :]:
-        raise ConfigurationError("the URL's password holds a / or ?: write those as %2F and %3F")
     account, _, hosts = place.rpartition("@")
     user, _, password = account.partition(":")
     options = _options(query)
