@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 
+from .shown import described
+
 __all__ = ["Outage", "Outages"]
 
 _FIRST_PAUSE = 0.1
@@ -22,8 +24,7 @@ class Outages:
     def failed(self, outage: Outage, error: BaseException) -> None:
         """This one is down."""
         if not self._down:
-            kind = type(error).__name__
-            self._logger.error("%s: down, trying again until it is up: %s: %s", outage.what, kind, error)
+            self._logger.error("%s: down, trying again until it is up: %s", outage.what, described(error))
         self._down.add(outage)
 
     def over(self, outage: Outage) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from .errors import ConfigurationError, PayloadError
 from .message import TYPE, Message
+from .shown import described, said
 
 __all__ = ["Codec", "Payloads", "codec_of"]
 
@@ -60,14 +61,14 @@ class _Json:
             data = self._encode(value)
             self._decoder.decode(data)  # a field of another type is found here, before anything is sent
         except Exception as error:
-            raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}: {error}") from error
+            raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}: {said(error)}") from error
         return data
 
     def decode(self, data: bytes) -> Any:
         try:
             return self._decoder.decode(data)
         except Exception as error:
-            raise PayloadError(f"the payload is no {_shown(self._type)}: {error}") from error
+            raise PayloadError(f"the payload is no {_shown(self._type)}: {said(error)}") from error
 
 
 class _Pydantic:
@@ -83,14 +84,14 @@ class _Pydantic:
             data = str(value.model_dump_json(by_alias=True, warnings=False)).encode()
             self._type.model_validate_json(data)  # a field that was set to a wrong value is found here, not by handlers
         except Exception as error:
-            raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}: {error}") from error
+            raise PayloadError(f"this {type(value).__name__} is no {_shown(self._type)}: {said(error)}") from error
         return data
 
     def decode(self, data: bytes) -> Any:
         try:
             return self._type.model_validate_json(data)
         except Exception as error:
-            raise PayloadError(f"the payload is no {_shown(self._type)}: {error}") from error
+            raise PayloadError(f"the payload is no {_shown(self._type)}: {said(error)}") from error
 
 
 @lru_cache(maxsize=1024)
@@ -173,7 +174,7 @@ class Payloads:
             value = lift(value)
             return self._kind(value), value
         except Exception as error:
-            raise PayloadError(f"upgrade of {_shown(kind)} failed: {type(error).__name__}: {error}") from error
+            raise PayloadError(f"upgrade of {_shown(kind)} failed: {described(error)}") from error
 
     def _wire_kind(self, message: Message) -> Any:
         name = message.headers.get(TYPE)
@@ -189,7 +190,7 @@ class Payloads:
         try:
             kind = self._type_of(message)
         except Exception as error:
-            raise PayloadError(f"type_of failed: {type(error).__name__}: {error}") from error
+            raise PayloadError(f"type_of failed: {described(error)}") from error
         if kind not in self._codecs:
             raise PayloadError(f"type_of said {kind!r}, which is none of {', '.join(self._by_name)}")
         return kind

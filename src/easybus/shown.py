@@ -1,7 +1,7 @@
-"""What may be shown to a person of what came from anywhere: no control sequence, no password.
+"""What may be shown to a person of what came from anywhere: no control sequence, no password, no error of its own.
 
 Payloads, names and errors pass `visible` before they reach a terminal or a page, and `hidden` where they may quote a
-URL.
+URL. Errors that users' code raised pass `described` before they are stored or logged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-__all__ = ["astray", "hidden", "hide", "visible", "visible_bytes"]
+__all__ = ["astray", "described", "hidden", "hide", "said", "storable", "visible", "visible_bytes"]
 
 
 def visible(text: str) -> str:
@@ -40,6 +40,25 @@ def visible_bytes(data: bytes) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError):
         text = data.decode("utf-8", "backslashreplace")
     return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def described(error: BaseException) -> str:
+    """An error's class and what it says, as `storable` text, whatever its `__str__` does."""
+    name, text = type(error).__name__, said(error)
+    return f"{name}: {text}" if text else name
+
+
+def said(error: BaseException) -> str:
+    """What an error says, as `storable` text, whatever its `__str__` does."""
+    try:
+        return storable(str(error))
+    except Exception:
+        return "<what it says cannot be shown>"
+
+
+def storable(text: str) -> str:
+    """As text that every storage takes: halves of surrogate pairs, as in names of files that are no UTF-8, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _FILES = ("memory", "sqlite")

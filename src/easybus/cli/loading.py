@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..errors import EasybusError
+from ..shown import described
 from .output import Failure, Misused, close_to
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _what(error: Exception) -> str:
     """The error, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{at}"
+    return f"{described(error)}{at}"
 
 
 def _instead(module: ModuleType, wanted: str, factory: bool) -> str:

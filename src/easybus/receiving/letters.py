@@ -18,6 +18,7 @@ from ..connection import Publisher
 from ..engines.contract import DeadLetter, DeadLetterStorage, Delivery, Publication
 from ..errors import Refused
 from ..message import FIRST_FAILED, Message
+from ..shown import said, storable
 
 __all__ = ["Letters", "letter_of"]
 
@@ -84,10 +85,10 @@ def letter_of(
         queue=delivery.queue,
         message_id=message.id if message is not None else "",
         body=delivery.body,
-        reason=_shown(reason)[:_LONGEST_REASON],
+        reason=storable(reason)[:_LONGEST_REASON],
         error_type="" if error is None else f"{type(error).__module__}.{type(error).__qualname__}",
-        error="" if error is None else _shown(_text(error))[:_LONGEST_ERROR],
-        traceback="" if error is None else _shown("".join(traceback.format_exception(error)))[-_LONGEST_ERROR:],
+        error="" if error is None else said(error)[:_LONGEST_ERROR],
+        traceback="" if error is None else storable("".join(traceback.format_exception(error)))[-_LONGEST_ERROR:],
         attempts=message.retried + 1 if message is not None else delivery.attempt,
         first_failed=_seconds(first, now),
         last_failed=now,
@@ -98,18 +99,6 @@ def _cut(letter: DeadLetter) -> DeadLetter:
     return msgspec.structs.replace(
         letter, reason=letter.reason[:_LONGEST_CUT], error=letter.error[:_LONGEST_CUT], traceback=""
     )
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__} cannot be shown>"
-
-
-def _shown(text: str) -> str:
-    """As text that every storage takes: halves of surrogate pairs, as in names of files that are no UTF-8, escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _seconds(text: str | None, otherwise: float) -> float:

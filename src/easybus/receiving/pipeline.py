@@ -28,6 +28,7 @@ from ..clock import Clock
 from ..engines.contract import Busy, Claimed, Conflict, Done, Taken
 from ..errors import Reject, Retry
 from ..message import Message
+from ..shown import described, said
 from .hand import Company, Hand, Parsed, Why
 from .invoke import Invoker, call_with_message
 from .retry import delay_after
@@ -127,7 +128,7 @@ class Pipeline:
             if parsed.unmatched and self.options.unmatched == "ignore":
                 await self._settler.ack(delivery)
             else:
-                await self._settler.dead(delivery, message, str(parsed.error), parsed.error)
+                await self._settler.dead(delivery, message, said(parsed.error), parsed.error)
         elif isinstance(taken.claim, Busy):
             await self._settler.busy_elsewhere(delivery)
         elif isinstance(taken.claim, Done):
@@ -208,7 +209,8 @@ class Pipeline:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            self._logger.warning("already_handled of queue %r failed, asked again: %s", self._settler.queue, error)
+            queue = self._settler.queue
+            self._logger.warning("already_handled of queue %r failed, asked again: %s", queue, described(error))
             return None
 
     # --------------------------------------------------------------------------------------- invoke, and its outcome
@@ -281,16 +283,15 @@ class Pipeline:
         if self._failed is not None:
             self._failed(hand.message, error)
         if isinstance(error, Reject):
-            await self._settler.dead(hand.delivery, hand.message, str(error) or "rejected", error, hand.token)
+            await self._settler.dead(hand.delivery, hand.message, said(error) or "rejected", error, hand.token)
             return
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        await self._again_or_dead(hand, reason, error)
+        await self._again_or_dead(hand, described(error), error)
 
     async def _again_or_dead(self, hand: Hand, reason: str, error: BaseException | None) -> None:
         try:
             delay = delay_after(self.options.retry, error, hand.attempts)
         except Exception as wrong:
-            self._logger.error("the retry policy of queue %r failed: %s", self._settler.queue, wrong)
+            self._logger.error("the retry policy of queue %r failed: %s", self._settler.queue, described(wrong))
             delay = 60.0
         if delay is not None and isinstance(error, Retry) and error.after is not None:
             delay = max(0.0, error.after)

@@ -43,6 +43,7 @@ from ..engines.contract import Half, TransactionStorage
 from ..errors import BadDelay, ConfigurationError, Refused, TooLarge
 from ..message import Message
 from ..outages import Outage, Outages
+from ..shown import described
 from .transaction import Transaction, half_of, message_of, publication_of
 
 __all__ = ["CheckPolicy", "Checkback", "Committed", "call", "exponential_delay"]
@@ -215,7 +216,7 @@ class Checkback:
             if not (answer is None or isinstance(answer, bool)):
                 doubt, answer = f"committed returned {answer!r}, which is none of True, False and None", None
         except Exception as error:
-            doubt, answer = f"{type(error).__name__}: {error}", None
+            doubt, answer = described(error), None
         if points.hook is not None:
             await points.reach("check.answered")
         if answer is None:
@@ -261,8 +262,9 @@ class Checkback:
             if isinstance(error, Refused):
                 pause = _LONGEST_PAUSE
                 self._logger.error("the half %s is done and cannot be published, tried again: %s", half.id, error)
-            text = f"{type(error).__name__}: {error}"
-            await self._storage.postpone(half.id, half.token, pause, checked=False, parked=half.parked, error=text)
+            await self._storage.postpone(
+                half.id, half.token, pause, checked=False, parked=half.parked, error=described(error)
+            )
             return False
         self._publish_pause = _FIRST_PAUSE
         return True

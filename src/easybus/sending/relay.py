@@ -33,6 +33,7 @@ from ..connection import Publisher
 from ..engines.contract import OutboxRow, OutboxStorage
 from ..errors import Refused, SendError
 from ..outages import Outage, Outages
+from ..shown import described
 
 __all__ = ["Relay"]
 
@@ -280,7 +281,7 @@ class Relay:
 
     async def _fail(self, taken: _Taken, error: BaseException) -> None:
         row = taken.rows[0]
-        text = f"{type(error).__name__}: {error}"
+        text = described(error)
         if isinstance(error, Refused | SendError):
             await self._outbox.park(row.transaction, row.token, text)
             self._logger.error(

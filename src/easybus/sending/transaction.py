@@ -24,6 +24,7 @@ from ..connection import Publisher
 from ..engines.contract import Half, Publication, TransactionStorage
 from ..errors import Rollback, SendError, Unavailable
 from ..message import DELAY, Message
+from ..shown import described
 
 __all__ = ["Transaction", "half_of", "message_of", "publication_of"]
 
@@ -229,7 +230,7 @@ class Transaction(AbstractAsyncContextManager[Message]):
 
     async def _keep(self, reason: BaseException) -> None:
         await self._stop_extending()
-        self._half.error = f"{type(reason).__name__}: {reason}"
+        self._half.error = described(reason)
         try:
             await self._storage.store(self._half, self._timeout)
         except Exception as error:  # the block's own exception goes on; the half stands since its last extension

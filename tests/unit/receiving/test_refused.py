@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -222,6 +223,57 @@ async def test_an_error_that_is_no_text_is_kept_as_text(room: Any) -> None:
     for text in (letter.reason, letter.error, letter.traceback):
         text.encode()
     assert letter.error == "no such file: caf\\udce9\0.txt"
+
+
+class Mute(Exception):
+    """Its text is an error."""
+
+    def __str__(self) -> str:
+        raise self
+
+
+class MuteReject(Mute, Reject):
+    """Likewise."""
+
+
+async def test_an_error_that_cannot_be_shown_is_retried_by_its_policy_and_kept(room: Any) -> None:
+    seen: list[Message] = []
+    room.process(failing(seen, Mute()), retry={Mute: fixed(2.0, attempts=3)})
+    await room.send("m")
+    await room.advance(5.0)
+    assert [message.retried for message in seen] == [0, 1, 2]
+    [letter] = await room.dead()
+    assert (letter.reason, letter.error) == ("Mute: <what it says cannot be shown>", "<what it says cannot be shown>")
+    assert letter.error_type.endswith(".Mute")
+    assert await room.stats() == (0, 0, 0)
+
+
+async def test_a_reject_that_cannot_be_shown_is_a_dead_letter(room: Any) -> None:
+    room.process(failing([], MuteReject()))
+    await room.send("m")
+    assert [letter.reason for letter in await room.dead()] == ["<what it says cannot be shown>"]
+
+
+@pytest.mark.parametrize("where", ["the retry policy", "already_handled"])
+async def test_what_else_of_a_user_raises_an_error_that_cannot_be_shown_is_said(
+    room: Any, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    def raises(_: object) -> Any:
+        raise Mute
+
+    if where == "the retry policy":
+        room.process(failing([]), retry=raises)
+    else:
+        await room.begun("m", 1)
+        room.process(failing([]), already_handled=raises)
+    await room.send("m")
+    for _ in range(2000):  # of a plain function's thread
+        if await room.stats() == (0, 0, 1):
+            break
+        await asyncio.sleep(0.001)
+    assert await room.stats() == (0, 0, 1), "back, with a delay"
+    assert f"{where} of queue 'jobs' failed" in caplog.text
+    assert "Mute: <what it says cannot be shown>" in caplog.text
 
 
 async def test_what_failed_before_is_said_by_a_letter_that_outgrew_the_engine_later(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from easybus import points
+from easybus.engines.registry import create
 from easybus.errors import ConfigurationError, Unavailable
 from easybus.message import Message
 from easybus.sending.checkback import CheckPolicy, exponential_delay
@@ -83,6 +85,33 @@ async def test_an_exception_out_of_committed_is_a_doubt_and_counted(world: Any, 
     assert await check(world) == 1
     half = await world.half()
     assert (half.checks, half.error) == (1, "LookupError: no such order")
+
+
+@pytest.mark.parametrize("mute", [False, True], ids=["half a surrogate pair", "no text"])
+async def test_a_doubt_that_no_storage_takes_as_it_is_is_counted_and_parked_on_sqlite(
+    world: Any, order: Message, tmp_path: Path, mute: bool
+) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            return str(self.args[int(mute)])
+
+    async def committed(message: Message) -> bool:
+        raise Odd("caf\udce9.txt")
+
+    engine = create(f"sqlite:///{tmp_path}/halves.db", world.clock)
+    await engine.open()
+    assert engine.transactions is not None
+    world.storage = engine.transactions
+    checkback = world.process(answers=False)
+    checkback.answer("orders", committed, CheckPolicy(max_checks=2, retry_delay=lambda _: 0.0))
+    await engine.transactions.store(half_of("shop", "orders", order, None), 0.0)
+    for checks, parked in ((1, False), (2, True)):
+        assert await checkback.check_due() == 1
+        half = await engine.transactions.fetch(order.id)
+        assert half is not None
+        assert (half.checks, half.parked) == (checks, parked)
+        assert half.error == ("Odd: <what it says cannot be shown>" if mute else "Odd: caf\\udce9.txt")
+    await engine.close()
 
 
 async def test_unreadable_bytes_are_a_doubt_and_kept(world: Any, order: Message) -> None:

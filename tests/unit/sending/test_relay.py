@@ -328,6 +328,14 @@ async def test_a_refused_row_parks_its_transaction_with_the_error_and_says_it_on
     assert shop.broker.seen == ["b1", "a1", "a2"]
 
 
+async def test_the_text_of_a_failure_is_kept_as_text_that_every_outbox_takes(shop: Shop) -> None:
+    shop.rows.commit("A", "a1")
+    shop.rows.commit("B", "b1")
+    shop.broker.fail = {"a1": [TooLarge("caf\udce9")], "b1": [Unavailable("caf\udce9")]}
+    await shop.relay.relay_due()
+    assert sorted(row.error for row in shop.rows.rows.values()) == ["TooLarge: caf\\udce9", "Unavailable: caf\\udce9"]
+
+
 @pytest.mark.parametrize(
     ("point", "seen"),
     [

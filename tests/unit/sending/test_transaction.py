@@ -165,6 +165,19 @@ async def test_any_exception_keeps_the_half_due_after_the_timeout_and_never_now(
     assert await world.half() is None
 
 
+async def test_an_exception_that_cannot_be_shown_keeps_the_half_and_goes_on_to_the_caller(
+    world: Any, order: Message
+) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise LookupError("no text")
+
+    with pytest.raises(Mute):
+        async with world.checkback.transaction("orders", order):
+            raise Mute
+    assert (await world.half()).error == "Mute: <what it says cannot be shown>"
+
+
 async def test_an_exception_stores_a_half_that_is_gone_again(world: Any, order: Message) -> None:
     with pytest.raises(ValueError, match="late"):  # noqa: PT012 - the block is what is tested
         async with world.checkback.transaction("orders", order):
