@@ -23,7 +23,7 @@ from ..engines.contract import DeadLetter, Publication
 from ..engines.registry import create
 from ..errors import ConfigurationError
 from ..message import REPLAY, Message
-from ..receiving.hand import Hand
+from ..receiving.hand import Hand, Why
 from ..receiving.invoke import Provided
 from .virtual import VirtualClock
 
@@ -75,10 +75,11 @@ class Harness:
         self._publications: list[Publication] = []
         self._failures: list[tuple[Message, BaseException]] = []
         self._letters: list[DeadLetter] = []
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str, str]] = set()
+        """What was looked at: by its fence, since what fails again after a replay is not what was seen."""
         self._stack = AsyncExitStack()
-        self._waiting: set[Hand] = set()
-        """Hands that stood still once: their handlers wait for the clock, or for the test."""
+        self._waiting: set[tuple[Hand, asyncio.Task[Any] | None, Why | None]] = set()
+        """Hands that stood still once, as they were then: their handlers wait for the clock, or for the test."""
 
     @property
     def blocking(self) -> BlockingHarness:
@@ -116,7 +117,7 @@ class Harness:
                 await self._look()
         finally:
             await self._stack.aclose()
-        unseen = [letter for letter in self._letters if (letter.queue, letter.key) not in self._seen]
+        unseen = [letter for letter in self._letters if _identity(letter) not in self._seen]
         if kind is None and unseen:
             lines = "\n".join(f"  {letter.queue}: {letter.reason}\n{letter.traceback}" for letter in unseen)
             raise AssertionError(f"{len(unseen)} dead letters that the test did not look at with t.dead():\n{lines}")
@@ -147,7 +148,7 @@ class Harness:
     def dead(self, queue: str) -> list[DeadLetter]:
         """The dead letters of a queue, oldest first, as of the last `drain` or `advance`; they count as looked at."""
         found = [letter for letter in self._letters if letter.queue == queue]
-        self._seen |= {(letter.queue, letter.key) for letter in found}
+        self._seen |= {_identity(letter) for letter in found}
         return found
 
     @property
@@ -222,7 +223,8 @@ class Harness:
             if waited > _PATIENCE:
                 raise TimeoutError(f"still at work after {_PATIENCE:.0f} real seconds: {self._at_work()}")
             if not patient and self._only_handlers_wait():
-                hands = set(self._hands())
+                # One whose function has ended meanwhile, or is being cancelled, is not what it was: it moves.
+                hands = {(hand, hand.task, hand.cancelled) for hand in self._hands()}
                 if waited > _STILL or hands <= self._waiting:
                     self._waiting = hands
                     return
@@ -263,3 +265,7 @@ class Harness:
     def _at_work(self) -> str:
         names = [f"{hand.invoker.name if hand.invoker else '?'} on {hand.message.id}" for hand in self._hands()]
         return ", ".join(names) or "the bus itself"
+
+
+def _identity(letter: DeadLetter) -> tuple[str, str, str]:
+    return letter.queue, letter.key, letter.fence

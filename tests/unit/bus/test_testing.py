@@ -230,3 +230,38 @@ async def test_what_other_services_own_is_there_in_tests(storage: str | None) ->
         assert got == [7]
         assert t.sent(refunds).values == [8]
         assert t.sent(parcels).values == [9]
+
+
+async def test_what_fails_again_when_it_is_replayed_was_not_looked_at_yet(storage: str | None) -> None:
+    bus = Bus("memory://", retry=never())
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler
+    async def take(number: int) -> None:
+        raise ConnectionError("busy")
+
+    with pytest.raises(AssertionError, match=r"(?s)1 dead letters that the test did not look at.*busy"):  # noqa: PT012
+        async with bus.testing(storage=storage) as t:
+            await numbers.send(7)
+            await t.drain()
+            assert len(t.dead("numbers")) == 1
+            assert await t.retry("numbers") == 1
+    async with bus.testing() as t:
+        await numbers.send(7)
+        await t.drain()
+        await t.retry("numbers")
+        assert len(t.dead("numbers")) == 1
+
+
+async def test_a_handler_whose_timeout_is_over_when_an_advance_ends_is_settled_by_it(storage: str | None) -> None:
+    bus = Bus("memory://", retry=never())
+    numbers = bus.queue("numbers", int)
+
+    @numbers.handler(timeout=5)
+    async def take(number: int) -> None:
+        await asyncio.Event().wait()
+
+    async with bus.testing(storage=storage) as t:
+        await numbers.send(7)
+        await t.advance(seconds=5)
+        assert [letter.error_type for letter in t.dead("numbers")] == ["builtins.TimeoutError"]
