@@ -29,6 +29,7 @@ class NatsServer(Server):
         max_payload: int = 8 << 20,
         max_file_store: int | None = None,
         denied: dict[str, object] | None = None,
+        nkey: str | None = None,
         password: str = PASSWORD,
         program: str | None = None,
     ) -> None:
@@ -43,6 +44,7 @@ class NatsServer(Server):
         self._max_payload = max_payload
         self._max_file_store = max_file_store
         self._denied = denied
+        self._nkey = nkey
         self._password = password
         self._numbers = itertools.count(1)
         super().__init__()
@@ -58,6 +60,8 @@ class NatsServer(Server):
             all_rights = {"user": USER, "password": self._password}
             poor = {"user": "poor", "password": "secret", "permissions": self._denied}
             settings["authorization"] = {"users": [all_rights, poor]}
+        if self._nkey is not None:
+            settings["authorization"] = {"users": [{"nkey": self._nkey}]}
         if self._jetstream:
             syncing = {"sync_interval": "always"} if self._sync else {}
             limits = {} if self._max_file_store is None else {"max_file_store": self._max_file_store}

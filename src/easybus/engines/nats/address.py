@@ -47,8 +47,12 @@ class Address:
     replicas: int = 1
     timeout: float = 5.0
     heartbeat: float = 3.0
+    creds: str = ""
+    """The path of a file of credentials; empty: none."""
+    nkey: str = ""
+    """The path of a file with an nkey's seed."""
     login: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    """What the client library is told besides: user, password, token, files, TLS."""
+    """What the client library is told besides: user, password, token, TLS."""
 
 
 def parse(url: str) -> Address:
@@ -66,22 +70,16 @@ def parse(url: str) -> Address:
     if not _PREFIX.fullmatch(prefix) or prefix == "KV":
         raise ConfigurationError(f"{shown}: prefix={prefix!r}; it is {OPTIONS['prefix']}, and not KV")
     listed = tuple(f"{parts.scheme}://{host if _port(host) else f'{host}:4222'}" for host in hosts.split(","))
-    login = _login(user_info, options) | _tls(parts.scheme, options, shown)
-    return Address(shown, listed, prefix, login=login, **_numbers(options, shown))
+    login = _login(user_info) | _tls(parts.scheme, options, shown)
+    files = {name: options[name] for name in ("creds", "nkey") if name in options}
+    return Address(shown, listed, prefix, login=login, **files, **_numbers(options, shown))
 
 
-def _login(user_info: str, options: dict[str, str]) -> dict[str, Any]:
+def _login(user_info: str) -> dict[str, Any]:
     user, colon, password = user_info.partition(":")
-    found: dict[str, Any] = {}
     if colon:
-        found = {"user": unquote(user), "password": unquote(password)}
-    elif user:
-        found = {"token": unquote(user)}
-    if "creds" in options:
-        found["user_credentials"] = options["creds"]
-    if "nkey" in options:
-        found["nkeys_seed"] = options["nkey"]
-    return found
+        return {"user": unquote(user), "password": unquote(password)}
+    return {"token": unquote(user)} if user else {}
 
 
 def _tls(scheme: str, options: dict[str, str], shown: str) -> dict[str, Any]:

@@ -6,11 +6,8 @@ else fails may be tried again.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from typing import Any
-
-import nats.errors
 
 from ...errors import BadDelay, ConfigurationError, EasybusError, EngineError, Refused, TooLarge, Unavailable
 from ..certificates import untrusted
@@ -43,8 +40,6 @@ _PASSES = {
     10047: f"{_FULL} max_file_store in the server's configuration, or free some of its disk",
     10077: f"{_FULL} the stream's limits",
 }
-FOREIGN: tuple[type[BaseException], ...] = (nats.errors.Error, OSError, EOFError, asyncio.TimeoutError)
-"""Errors of the client library and the network."""
 
 
 class JetStreamError(Exception):
@@ -68,7 +63,7 @@ def refused(error: JetStreamError, url: str) -> EngineError:
 
 
 def unconnected(error: BaseException, url: str) -> EasybusError:
-    """Our error for a connection that could not be made at first."""
+    """Our error for a connection that could not be made."""
     said = _text(error)
     lower = said.lower()
     if "authorization" in lower or "authentication" in lower or "user jwt" in lower:
@@ -84,8 +79,8 @@ def unconnected(error: BaseException, url: str) -> EasybusError:
         return ConfigurationError(f"{url}: {why}")
     if isinstance(error, ssl.SSLError):
         return ConfigurationError(f"{url}: {said}: write ?tls_ca= with the authority of the server's certificate")
-    if isinstance(error, (FileNotFoundError, PermissionError)):
-        return ConfigurationError(f"{url}: a file that the URL names cannot be read")
+    if isinstance(error, UnicodeError) and "idna" in lower:
+        return ConfigurationError(f"{url}: {said}: no host can have such a name: mend it in the URL")
     if "secure connection" in lower:
         return ConfigurationError(f"{url}: {said}: write tls:// where the server wants TLS, nats:// where it has none")
     return Unavailable(f"{url}: {said}{unreached(error)}")

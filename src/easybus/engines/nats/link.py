@@ -16,14 +16,15 @@ import logging
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import nats.errors
 
-from ...errors import EasybusError, NotOpen, Refused, Unavailable
+from ...errors import NotOpen, Refused, Unavailable
 from .address import Address
-from .failures import FORBIDDEN, FOREIGN, JetStreamError, refused, unconnected
+from .credentials import credentials
+from .failures import FORBIDDEN, JetStreamError, refused, unconnected
 from .wire import Received, Wire, publication
 
 __all__ = ["Call", "Link"]
@@ -104,7 +105,8 @@ class Link:
         return self._wire
 
     async def _connect(self, *, first: bool = False) -> None:
-        problem: BaseException | None = None
+        problem: Exception | None = None
+        files = credentials(self.address)
         hosts = list(self.address.hosts)
         if not first:
             random.shuffle(hosts)
@@ -112,17 +114,17 @@ class Link:
             wire = Wire()
             try:
                 async with asyncio.timeout(self.address.timeout):
-                    await self._dial(wire, host)
+                    await self._dial(wire, host, files)
                 return
             except BaseException as error:
                 self._end(wire)
-                if not isinstance(error, (*FOREIGN, EasybusError)):
+                if not isinstance(error, Exception):
                     raise
                 problem = error
         assert problem is not None  # noqa: S101 - there is a host, and it failed
         raise unconnected(problem, self.address.url) from problem
 
-    async def _dial(self, wire: Wire, host: str) -> None:
+    async def _dial(self, wire: Wire, host: str, files: dict[str, Any]) -> None:
         async def lost() -> None:
             self._lose(wire)
 
@@ -149,6 +151,7 @@ class Link:
             flush_timeout=self.address.timeout,
             skip_subject_validation=True,
             **self.address.login,
+            **files,
         )
         try:
             await connecting
@@ -207,7 +210,7 @@ class Link:
                 pause = 0.05
                 await self._watch(self.wire)
                 _logger.debug("%s: the connection is lost", self.address.url)
-            except EasybusError as error:
+            except Exception as error:  # whatever it is: nobody else would connect again
                 self._said = str(error.__cause__ or error)
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))
                 pause = min(pause * 2, 2.0)

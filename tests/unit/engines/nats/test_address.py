@@ -21,7 +21,8 @@ def test_hosts_options_and_login_are_read() -> None:
     assert (address.prefix, address.replicas, address.timeout, address.heartbeat) == ("shop", 3, 2.5, 1.0)
     assert address.login == {"user": "me", "password": "se@cret"}
     assert parse("nats://token@one").login == {"token": "token"}
-    assert parse("nats://one?creds=/a&nkey=/b").login == {"user_credentials": "/a", "nkeys_seed": "/b"}
+    named = parse("nats://one?creds=/a&nkey=/b")
+    assert (named.creds, named.nkey, named.login) == ("/a", "/b", {})
     assert "tls" in parse("tls://one").login
 
 
