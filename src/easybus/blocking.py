@@ -36,9 +36,9 @@ __all__ = ["BlockingBus"]
 T = TypeVar("T")
 
 _CLOSING = 10.0
-"""Seconds that closing waits for what is under way."""
+"""Seconds that closing waits for what is under way, and a fork for the end of an opening or closing."""
 _FORKING = 2.0
-"""Seconds that a fork waits for it. Then the bus stays open, in the parent alone: a fork ends nobody's call."""
+"""Seconds that a fork waits for calls. Then the bus stays open, in the parent alone: a fork ends nobody's call."""
 
 
 class BlockingBus:
@@ -230,7 +230,7 @@ class BlockingBus:
         What cannot be closed in time, or is the loop that forks, stays open in the parent: a child begins anew anyway.
         """
         forks = self._thread is threading.current_thread()
-        if not self._gate.acquire(timeout=0 if forks else _FORKING):
+        if not self._gate.acquire(timeout=0 if forks else _CLOSING):
             return False
         if not forks and not self._unfinished(_FORKING):
             self._stop()

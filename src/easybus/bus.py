@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
+from .blocking import BlockingBus
 from .bound import contract_of
 from .clock import Clock, SystemClock
 from .declaring import Declaring
@@ -40,7 +41,6 @@ from .sending.outbox import write_async as write_outbox_async
 from .topic import Queue, Topic
 
 if TYPE_CHECKING:
-    from .blocking import BlockingBus
     from .checking import Report
     from .testing.harness import Harness
 
@@ -99,6 +99,7 @@ class Bus(Declaring):
         self._logger = logging.getLogger("easybus")
         self._opened: Opened | None = None
         self._running: Running | None = None
+        self._blocking = BlockingBus(self)  # at once: threads that use it first together share it
         self.under_test = False  # then other services' topics are made too, and what reaches no queue is an error
 
     # ------------------------------------------------------------------------------------------- opening, running
@@ -202,12 +203,7 @@ class Bus(Declaring):
     @property
     def blocking(self) -> BlockingBus:
         """The same calls without await: for Django, Flask, scripts, and handlers that are plain functions."""
-        if "_blocking" not in self.__dict__:
-            from .blocking import BlockingBus
-
-            # One step: threads that come first together get the same one. Two would each open the bus.
-            self.__dict__.setdefault("_blocking", BlockingBus(self))
-        return self.__dict__["_blocking"]
+        return self._blocking
 
     def testing(
         self, *, provide: Mapping[Any, Callable[..., Any]] | None = None, storage: str | None = None

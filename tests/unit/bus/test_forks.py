@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -124,7 +126,7 @@ def test_threads_send_while_the_process_forks(tmp_path: Path) -> None:
 
 
 def test_a_fork_does_not_wait_for_ever_for_a_bus_that_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("easybus.blocking._FORKING", 0.2)
+    monkeypatch.setattr("easybus.blocking._CLOSING", 0.2)
     opening, may_open = threading.Event(), threading.Event()
 
     class Slow(Bus):
@@ -155,6 +157,44 @@ def test_a_fork_does_not_wait_for_ever_for_a_bus_that_opens(monkeypatch: pytest.
         assert len(sent) == 1, "the fork was none of its business"
     finally:
         bus.blocking.close()
+
+
+FIRST_USE = """
+import os, sys, threading
+from easybus import Bus
+
+opening, forking = threading.Event(), threading.Event()
+
+
+class Late(Bus):
+    async def __aenter__(self):
+        opening.set()
+        assert forking.wait(5.0)
+        return await super().__aenter__()
+
+
+bus = Late(sys.argv[1])
+jobs = bus.queue("jobs", int)
+sender = threading.Thread(target=lambda: bus.blocking.send(jobs, 1))
+sender.start()
+assert opening.wait(5.0)
+os.register_at_fork(before=forking.set)
+if (child := os.fork()) == 0:
+    bus.blocking.send(jobs, 2)
+    bus.blocking.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+sender.join(5.0)
+bus.blocking.open()
+print(bus.blocking.call(bus.driver.stats("jobs")).ready)
+"""
+
+
+def test_a_fork_while_another_thread_uses_the_bus_first_waits_for_it(tmp_path: Path) -> None:
+    """In a process of its own: an engine is imported at its first use, and hooks forks then."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FIRST_USE, f"sqlite:///{tmp_path}/bus.db"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -73,15 +73,16 @@ def library_of(path: str) -> str | None:
 
 
 class _Fork:
-    """What one fork has closed, and what it could not."""
+    """What one fork has closed, and what it could not. One begun before this module's import closed nothing."""
 
     def __init__(self) -> None:
+        self.forker: int | None = None
         self.resume = threading.Event()
         self.unclosed: list[Writer] = []
 
     def before(self) -> None:
         _lock.acquire()
-        self.resume, self.unclosed = threading.Event(), []
+        self.forker, self.resume, self.unclosed = threading.get_ident(), threading.Event(), []
         writers = [file.writer for file in _open.values()]
         paused = [(writer, writer.pause(self.resume)) for writer in writers]
         for writer, done in paused:
@@ -93,17 +94,23 @@ class _Fork:
                 self.unclosed.append(writer)
 
     def after_in_parent(self) -> None:
-        self.resume.set()
-        _lock.release()
+        if self.forker == threading.get_ident():
+            self.forker = None
+            self.resume.set()
+            _lock.release()
 
     def after_in_child(self) -> None:
+        ours = self.forker == threading.get_ident()
+        unclosed = self.unclosed if ours else [file.writer for file in _open.values()]
         for file in _open.values():
             file.writer.refuse(
                 NotOpen("this bus was opened before a fork: open it again in the child: async with bus: …")
             )
-        _tainted.update((writer.location.path, writer) for writer in self.unclosed)
+        _tainted.update((writer.location.path, writer) for writer in unclosed)
         _open.clear()
-        _lock.release()
+        if ours:
+            self.forker = None
+            _lock.release()
 
 
 _fork = _Fork()
