@@ -303,7 +303,7 @@ class NatsDriver:
         calls: list[Call] = []
         for item in moves:
             held: Held = item.delivery.receipt
-            identity = f"{message_id(item.dedupe_id)}/{held.sequence}/{held.delivered}"
+            identity = f"{message_id(item.dedupe_id, item.body)}/{held.sequence}/{held.delivered}"
             calls.append(await self._publishing.move(queue, item.body, item.delay, identity))
         confirmed: set[Held] = set()
         for item, answer in zip(moves, await self._link.ask(calls), strict=True):

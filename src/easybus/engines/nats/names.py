@@ -85,10 +85,15 @@ class Names:
         return f"{self.prefix}.d.{encoded(queue)}.{one}"
 
 
-def message_id(dedupe_id: str) -> str:
-    """An id as a header that the server's duplicate filter goes by: two differ where the ids do."""
+def message_id(dedupe_id: str, body: bytes) -> str:
+    """An id as a header that the server's duplicate filter goes by: two differ where the ids do, or the bodies.
+
+    A copy is dropped without a word. What has the id of another message is no copy: handling is to say so.
+    """
     held = quote(dedupe_id, safe="", errors="surrogatepass")
-    return held if len(held) <= _MAX_ID else "sha256=" + hashlib.sha256(held.encode()).hexdigest()
+    if len(held) > _MAX_ID:
+        held = "sha256=" + hashlib.sha256(held.encode()).hexdigest()
+    return f"{held}={hashlib.blake2b(body, digest_size=8).hexdigest()}"
 
 
 def check_key(key: str) -> None:

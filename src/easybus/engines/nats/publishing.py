@@ -4,7 +4,7 @@ read the version → route → send all copies → answers: every copy of an ite
 nobody took a copy: its queue has no leader → sent again, within the timeout, but not where that was in vain last time
                     its queue is gone → one copy less
 a copy unconfirmed → the item fails, and sending the same message again adds only what is missing: the server
-drops a second copy of an id in each queue's stream for two minutes
+drops a second copy of an id and body in each queue's stream for two minutes
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Publishing:
         """One copy for one queue, on its way. Raises `BadDelay`."""
         headers: dict[str, str] = {}
         if item.dedupe_id:
-            headers["Nats-Msg-Id"] = message_id(item.dedupe_id)
+            headers["Nats-Msg-Id"] = message_id(item.dedupe_id, item.body)
         delay = default if item.delay is None else item.delay
         subject = self._names.ready(queue)
         if delay >= LONG:

@@ -74,7 +74,7 @@ def test_the_longest_name_of_any_bytes_is_held() -> None:
 
 @given(st.lists(st.text(max_size=400), min_size=2, max_size=2, unique=True))
 def test_two_ids_are_never_one_to_the_duplicate_filter(ids: list[str]) -> None:
-    first, second = (message_id(one) for one in ids)
+    first, second = (message_id(one, b"same") for one in ids)
     assert first != second
     assert first.strip() == first
     assert "/" not in first  # a move's id has two

@@ -67,6 +67,13 @@ async def test_ids_that_differ_by_spaces_or_line_ends_are_two(driver: Driver) ->
     assert await drain(driver, "emails") == sorted(one.encode() for one in ids)
 
 
+async def test_another_message_under_the_same_id_is_not_swallowed(driver: Driver) -> None:
+    """It is no copy: handling finds the conflict, and keeps it as a dead letter."""
+    await topology(driver, ["emails"])
+    await publish(driver, [to_queue_once("emails", body, "one id") for body in (b"x", b"y", b"x")])
+    assert sorted(await drain(driver, "emails")) == [b"x", b"y"]
+
+
 async def test_a_topic_send_reaches_every_queue_whatever_its_id(driver: Driver) -> None:
     await topology(driver, ["one", "two", "three"], "orders")
     send = Publication(to_topic=True, name="orders", body=b"x", dedupe_id="same")
