@@ -81,8 +81,9 @@ def astray(url: str) -> bool:
 def hide(url: str) -> None:
     """Never print the password of this URL, wherever an error may quote it."""
     scheme, _, rest = url.partition(":")
-    if scheme.strip().lower() in _FILES:
-        return
+    if scheme.strip().lower() in _FILES:  # an account is none of theirs, but may be written all the same
+        place = _PLACE.match(rest)
+        rest = place[0] if place else ""
     account = rest.removeprefix("//").rpartition("@")[0]
     password = account.partition(":")[2] or (account if astray(url) else "")
     if password:
