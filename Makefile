@@ -114,7 +114,7 @@ clean:
 .PHONY: .other
 .other: .venv-$(V)/.test
 	@echo "--- Python $(V)"
-	.venv-$(V)/bin/python -m pytest -n 3 --dist worksteal \
+	.venv-$(V)/bin/python -m pytest -n 2 --dist worksteal \
 	  -m "not kills and not outages and not alone and not long and not server" \
 	  tests/unit tests/contracts --ignore tests/unit/sending/test_faults.py  # thousands of runs of the same few lines
 
