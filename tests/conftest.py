@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 from tests import long_table
 from tests.servers import fixtures
 from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by name
+
+# No property is about time, and a machine that does other work besides is no counterexample.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 LOOP = os.environ.get("EASYBUS_TEST_LOOP", "asyncio")
 

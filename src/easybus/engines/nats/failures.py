@@ -79,7 +79,7 @@ def unconnected(error: BaseException, url: str) -> EasybusError:
         return ConfigurationError(f"{url}: {why}")
     if isinstance(error, ssl.SSLError):
         return ConfigurationError(f"{url}: {said}: write ?tls_ca= with the authority of the server's certificate")
-    if isinstance(error, UnicodeError) and "idna" in lower:
+    if isinstance(error, UnicodeError) and not isinstance(error, UnicodeDecodeError):  # the host's, written for DNS
         return ConfigurationError(f"{url}: {said}: no host can have such a name: mend it in the URL")
     if "secure connection" in lower:
         return ConfigurationError(f"{url}: {said}: write tls:// where the server wants TLS, nats:// where it has none")
