@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ["AGAIN", "ended"]
+__all__ = ["ended"]
 
-AGAIN = 1.0
+_AGAIN = 1.0
 """Seconds that a task may take to put away what it holds, before it is cancelled once more."""
 
 
@@ -21,5 +21,5 @@ async def ended(*tasks: asyncio.Task[Any]) -> None:
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=AGAIN)
+        _, left = await asyncio.wait(left, timeout=_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)

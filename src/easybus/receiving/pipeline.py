@@ -90,9 +90,8 @@ class Pipeline:
         assert invoker is not None and message is not None  # noqa: S101, PT018 - else settled before
         token = claim.token if isinstance(claim, Claimed) else ""
         hand = Hand(
-            taken.delivery, message, parsed.payload, invoker, message.id, message.retried + 1, token, until,
-            worker,
-        )  # fmt: skip
+            taken.delivery, message, parsed.payload, invoker, message.id, message.retried + 1, token, until, worker
+        )
         self.holding.add(hand)
         try:
             if isinstance(claim, Claimed) and claim.before:

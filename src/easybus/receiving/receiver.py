@@ -17,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from ..cancelling import AGAIN, ended
+from ..cancelling import ended
 from ..clock import Clock, sleep, wait
 from ..engines.contract import Claimed, Taken
 from ..errors import EngineError, NotDeclared
@@ -34,6 +34,8 @@ _WAIT = 5.0
 """Seconds of one fetch that finds nothing."""
 _INTERRUPT = 0.1
 """Seconds that a fetch may go on after a stop; past it it only waits, and is cancelled."""
+_CLEAN_UP = 5.0
+"""Seconds that a cancelled handler may take to put away what it holds, before it is cancelled once more."""
 
 
 class Receiver:
@@ -88,7 +90,7 @@ class Receiver:
     async def stop(self, grace: float | None = None) -> None:
         """Stop: what is in flight ends uncancelled within `grace` seconds (None: however long it takes), what was not
         begun goes back, what has finished is completed and acked. Past the grace handlers are cancelled, again each
-        second until they have ended. A second stop does nothing."""
+        5 seconds until they have ended. A second stop does nothing."""
         if not self._loops:
             return
         self._stopping = True
@@ -104,7 +106,7 @@ class Receiver:
         while self._workers:
             for hand in self.at_work:
                 hand.cancel(Why.STOPPED)
-            await asyncio.wait(self._workers, timeout=AGAIN)
+            await asyncio.wait(self._workers, timeout=_CLEAN_UP)
         await self._settler.drained()
         await ended(renewing, *others)
         self._loops = []

@@ -382,7 +382,10 @@ async def test_a_stop_releases_and_then_nacks_what_it_cancels_and_counts_no_atte
 
 
 @pytest.mark.parametrize("before", ["nothing", "its timeout"])
-async def test_a_handler_that_swallows_a_cancellation_is_cancelled_again_by_a_stop(room: Any, before: str) -> None:
+async def test_a_handler_that_swallows_a_cancellation_is_cancelled_again_by_a_stop(
+    room: Any, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easybus.receiving.receiver._CLEAN_UP", 0.05)
     swallowed: list[float] = []
 
     async def stubborn(message: Message) -> None:
