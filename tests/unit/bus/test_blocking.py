@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -24,15 +23,6 @@ T = TypeVar("T")
 @dataclass
 class Job:
     id: int
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Real seconds, for what another thread does."""
-    for _ in range(5000):
-        if condition():
-            return
-        time.sleep(0.001)
-    raise TimeoutError
 
 
 def test_blocking_calls_send_and_look(tmp_path: Path) -> None:

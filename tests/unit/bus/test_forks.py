@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.servers.cluster import until
 
 from easybus import Bus
 
@@ -53,15 +54,6 @@ def in_child_too(work: Callable[[], object]) -> None:
 
 def exit_code(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Real seconds, for what another thread does."""
-    for _ in range(5000):
-        if condition():
-            return
-        time.sleep(0.001)
-    raise TimeoutError
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -110,7 +102,7 @@ def test_threads_send_while_the_process_forks(tmp_path: Path) -> None:
     try:
         for _ in range(10):
             before = len(sent)
-            until(lambda before=before: len(sent) > before + 4 or bool(failures))
+            until(lambda before=before: len(sent) > before + 4 or failures, "nothing is sent")
             codes.append(exit_code(child(lambda: bus.blocking.send(jobs, 2))))
     finally:
         enough.set()
