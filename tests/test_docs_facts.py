@@ -38,6 +38,7 @@ CAPABILITIES = {
     "counts": "counts of a queue's messages are exact",
     "counts_routes": "`require=True` is possible",
     "lists_queues": "lists its queues and topics",
+    "looks_ahead": "its driver fetches ahead for quick handlers (else the core does)",
     "delays_topics": "a delayed topic send waits in the engine (else in a queue of the core's)",
     "max_body": "largest message",
     "max_name": "longest name, in bytes of UTF-8",

@@ -79,6 +79,8 @@ class Capabilities:
     possible."""
     lists_queues: bool = False
     """`queues` works."""
+    looks_ahead: bool = False
+    """The driver itself fetches ahead for who handles quickly; else the core does."""
 
 
 @dataclass(frozen=True, slots=True)

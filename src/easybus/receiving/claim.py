@@ -42,6 +42,11 @@ class Intake:
         options = subscription.options
         self._lease, self._lazy, self._keep = options.lease, options.lazy_claims, options.keep
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the driver fetches ahead by itself."""
+        return self._driver.caps.looks_ahead
+
     async def take(self, limit: int, wait: float) -> list[Taken]:
         """Up to `limit` messages as soon as there is one, or none after `wait` seconds."""
         queue = self._subscription.queue

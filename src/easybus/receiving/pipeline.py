@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from ..clock import Clock
@@ -107,18 +107,26 @@ class Pipeline:
         finally:
             self.holding.discard(hand)
 
-    async def one_suspect(self, taken: list[Taken]) -> list[Taken]:
-        """Of what was begun before without an outcome, one may stay, if no other is at work. The rest go back, before
-        it begins, and uncounted: what it kills the process with must not count for them."""
-        most = self.options.max_starts + 1
-        suspects = [one for one in taken if isinstance(one.claim, Claimed) and 1 < one.claim.starts <= most]
+    @property
+    def open(self) -> bool:
+        """Whether messages may begin beside each other: none runs alone, or waits for that."""
+        return self._company.open
+
+    async def one_suspect(self, taken: list[Taken], waiting: Iterable[Taken]) -> list[Taken]:
+        """Of what was begun before without an outcome, one may stay, if no other is at work or among those that wait
+        for a slot. The rest go back, before it begins, and uncounted: what it kills the process with must not count
+        for them."""
+        suspects = [one for one in taken if self._suspect(one)]
         if not suspects:
             return taken
-        kept = suspects[:1] if self._company.open else []
-        waiting = [one for one in suspects if one not in kept]
-        if waiting:
-            await self._settler.not_begun(waiting, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
-        return [one for one in taken if one not in waiting]
+        kept = suspects[:1] if self.open and not any(self._suspect(one) for one in waiting) else []
+        back = [one for one in suspects if one not in kept]
+        if back:
+            await self._settler.not_begun(back, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
+        return [one for one in taken if one not in back]
+
+    def _suspect(self, one: Taken) -> bool:
+        return isinstance(one.claim, Claimed) and 1 < one.claim.starts <= self.options.max_starts + 1
 
     async def _settled_before(self, taken: Taken, parsed: Parsed) -> bool:
         """What needs no handler is settled here; False: it goes on, without a claim."""

@@ -1,7 +1,8 @@
 """One queue's loop: slots, workers, leases, and a clean stop.
 
     fetching: as many as there are free slots → ready → workers (long-lived, one a slot at most) → pipeline
-              (a slot whose function has returned, and whose transaction is being committed, counts as free here)
+              (a slot whose function has returned, and whose transaction is being committed, counts as free here;
+              where handlers are quick, some more are fetched ahead, and go back if they are not begun soon)
     renewing: every third of the lease, what is in hand is extended; what is held no more is cancelled
     stopping: no more fetches → what is ready and unbegun goes back → handlers end, or are cancelled after the grace,
               until they have → what is finished is settled to the end
@@ -19,9 +20,10 @@ from collections.abc import Awaitable, Callable
 
 from ..cancelling import ended
 from ..clock import Clock, sleep, wait
-from ..engines.contract import Claimed, Taken
+from ..engines.contract import Taken
 from ..errors import EngineError, NotDeclared
 from ..outages import Outage, Outages
+from .ahead import Ahead
 from .claim import Intake
 from .hand import Hand, Why
 from .pipeline import Pipeline
@@ -63,6 +65,9 @@ class Receiver:
         self._logger = logger
         self._outage = Outage(f"queue {self.queue!r}", outages or Outages(logger), longest_pause=2.0)
         self._ready: deque[tuple[Taken, float]] = deque()
+        self._ahead = Ahead(self._options.concurrency, self._options.lease, clock, never=intake.looks_ahead)
+        self._refill = 0
+        """More is fetched as soon as no more than this are ready."""
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._waking = False
@@ -122,14 +127,11 @@ class Receiver:
             await ended(fetching)
 
     async def _give_back(self) -> None:
-        while self._ready:
-            taken, until = self._ready.popleft()
-            if isinstance(taken.claim, Claimed) and taken.parsed.message is not None:
-                message = taken.parsed.message
-                hand = Hand(taken.delivery, message, None, None, message.id, 1, taken.claim.token, until)
-                await self._settler.back(hand)
-            else:
-                await self._settler.busy_elsewhere(taken.delivery)
+        """What is ready and not begun goes back."""
+        waiting = [taken for taken, _ in self._ready]
+        self._ready.clear()
+        if waiting:
+            await self._settler.not_begun(waiting)
 
     async def _wait_for_handlers(self, grace: float | None) -> None:
         """Until all have ended, or the grace time is over."""
@@ -160,15 +162,13 @@ class Receiver:
 
     async def _fetch(self) -> None:
         while not self._stopping:
-            ending = self._pipeline.ending  # while their work is committed, what comes next may be fetched and claimed
-            free = self._options.concurrency + ending - self._at_work - len(self._ready)
-            if free <= 0 or len(self._ready) > ending:
-                self._slot_free = asyncio.get_running_loop().create_future()
-                await self._slot_free
-                await asyncio.sleep(0)  # let every worker that is done say so: one fetch for all of them
+            limit, ahead = self._room()
+            if not limit:
+                await self._until_room()
                 continue
             try:
-                taken = await self._pipeline.one_suspect(await self._intake.take(free, _WAIT))
+                taken = await self._intake.take(limit, _WAIT)
+                taken = await self._pipeline.one_suspect(taken, (one for one, _ in self._ready))
             except NotDeclared as error:
                 self._logger.error("queue %r is not handled: %s", self.queue, error)
                 await sleep(self._clock, 5.0)
@@ -177,11 +177,39 @@ class Receiver:
                 await sleep(self._clock, self._outage.failed(error))
                 continue
             self._outage.over()
+            if not taken:
+                continue
             # A tenth for the reply's way: the claims were written before now.
             until = self._clock.time() + self._options.lease * 0.9
             self._ready.extend((one, until) for one in taken)
-            if taken:
+            self._ahead.took(taken)
+            if ahead:  # the next lot is asked for first, and then these are handled while it comes
+                asyncio.get_running_loop().call_soon(self._wake_worker)
+            else:
                 self._wake_worker()
+
+    def _room(self) -> tuple[int, int]:
+        """How many are to be fetched now, and how many may wait for slots."""
+        slots, ready = self._options.concurrency, len(self._ready)
+        # What would wait for one that may kill its process would be begun in vain with it.
+        ahead = self._ahead.most(ready) if self._pipeline.open else 0
+        self._refill = ahead // 2
+        # While their work is committed, what comes next may be fetched and claimed.
+        waiting = ahead + (0 if self._ahead.paused else self._pipeline.ending)
+        room = slots + waiting - self._at_work - ready
+        if room < max(1, self._refill) or ready > waiting:
+            return 0, ahead
+        return min(room, (slots + ahead + 1) // 2) if ahead else room, ahead
+
+    async def _until_room(self) -> None:
+        self._slot_free = asyncio.get_running_loop().create_future()
+        if not self._ready:
+            await self._slot_free
+        elif not await wait(self._clock, self._slot_free, self._ahead.patience, poll=True):
+            self._ahead.went_back(len(self._ready))
+            await self._give_back()
+            return
+        await asyncio.sleep(0)  # let every worker that is done say so: one fetch for all of them
 
     def _wake_fetch(self) -> None:
         if self._slot_free is not None and not self._slot_free.done():
@@ -213,7 +241,7 @@ class Receiver:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        ready, handle, worker = self._ready, self._pipeline.handle, asyncio.current_task()
+        ready, handle, worker, clock = self._ready, self._pipeline.handle, asyncio.current_task(), self._clock
         self._waking = False
         while True:
             if not ready:
@@ -226,10 +254,13 @@ class Receiver:
                 self._waking = False
                 continue
             taken, until = ready.popleft()
+            if until <= clock.time():  # this process stood still: it may be another's by now
+                await self._settler.not_begun([taken])
+                continue
             self._at_work += 1
             if ready:
                 self._wake_worker()
-            else:
+            if len(ready) <= self._refill:
                 self._wake_fetch()
             try:
                 await handle(taken, until, worker)

@@ -231,16 +231,17 @@ class Settler:
         except EngineError as error:
             self._left(delivery, error)
 
-    async def not_begun(self, taken: Sequence[Taken], delay: float) -> None:
+    async def not_begun(self, taken: Sequence[Taken], delay: float = 0.0) -> None:
         """Back, with their starts as they were before these claims: they were to wait, and did not begin."""
-        assert self._keys is not None  # noqa: S101 - their claims came from them
-        again = [(one.parsed.message, cast("Claimed", one.claim)) for one in taken]
+        again = [(one.parsed.message, one.claim) for one in taken if isinstance(one.claim, Claimed)]
         try:
-            await self._keys.release([claim.token for _, claim in again])
-            most = max(claim.starts for _, claim in again)
-            for count in range(1, most):  # a release forgets all starts; dying in between counts too few: harmless
-                claims = [claim_of(self.queue, message, 0.0) for message, claim in again if claim.starts > count]
-                await self._keys.claim(claims)
+            if again:
+                assert self._keys is not None  # noqa: S101 - their claims came from them
+                await self._keys.release([claim.token for _, claim in again])
+                most = max(claim.starts for _, claim in again)
+                for count in range(1, most):  # a release forgets all starts; dying in between counts too few: harmless
+                    claims = [claim_of(self.queue, message, 0.0) for message, claim in again if claim.starts > count]
+                    await self._keys.claim(claims)
             await self._driver.settle(self.queue, [Nack(one.delivery, delay) for one in taken])
         except EngineError as error:
             for one in taken:

@@ -35,6 +35,7 @@ CAPABILITIES = Capabilities(
     counts=False,
     counts_routes=True,
     lists_queues=True,
+    looks_ahead=True,
 )
 _LONGEST = 201
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")

@@ -45,6 +45,7 @@ CAPABILITIES = Capabilities(
     counts=False,
     counts_routes=True,
     lists_queues=False,
+    looks_ahead=True,
 )
 _MUST_ENCODE = re.compile(r"[\r\n]|%(?:0A|0D|25|61|65)|^amq\.|^easybus:")
 _MAX_KEY = 255

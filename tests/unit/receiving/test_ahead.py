@@ -1,0 +1,171 @@
+"""What is claimed ahead of its slot: only where handlers are quick, and not for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from easybus.engines.contract import Delivery, Taken
+from easybus.message import Message
+from easybus.receiving.ahead import Ahead
+from easybus.testing.virtual import VirtualClock
+
+from .conftest import LEASE, Room
+
+
+def lot(size: int, count: int) -> list[Taken]:
+    body = b"x" * size
+    return [Taken(Delivery("jobs", body, 1, number), None, None) for number in range(count)]
+
+
+def reckoned(seconds: float, count: int, *, slots: int = 10, size: int = 300) -> int:
+    """How many may wait, when so many were begun in so many seconds."""
+    clock = VirtualClock()
+    ahead = Ahead(slots, LEASE, clock)
+    ahead.took(lot(size, count))
+    clock.advance_to(clock.time() + seconds)
+    return ahead.most(0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count", "most"),
+    [
+        (1.0, 199, 0),  # ten slots, each message over 50 ms
+        (1.0, 200, 5),  # 25 ms of 200 a second
+        (0.1, 60, 15),
+        (0.1, 1000, 20),  # twice the slots, however quick
+        (0.01, 1000, 0),  # too short a time to tell
+    ],
+)
+def test_so_many_are_claimed_ahead_as_begin_in_25_ms(seconds: float, count: int, most: int) -> None:
+    assert reckoned(seconds, count) == most
+
+
+def test_a_driver_that_looks_ahead_itself_is_left_to_it() -> None:
+    clock = VirtualClock()
+    ahead = Ahead(10, LEASE, clock, never=True)
+    ahead.took(lot(300, 1000))
+    clock.advance_to(clock.time() + 1.0)
+    assert ahead.most(0) == 0
+
+
+def test_large_messages_are_not_gathered() -> None:
+    assert reckoned(0.1, 1000, size=1 << 20) == 4
+    assert reckoned(0.1, 1000, size=8 << 20) == 0
+
+
+def test_what_waits_is_not_counted_as_begun() -> None:
+    clock = VirtualClock()
+    ahead = Ahead(10, LEASE, clock)
+    ahead.took(lot(300, 1000))
+    clock.advance_to(clock.time() + 1.0)
+    assert ahead.most(950) == 0
+
+
+def test_a_clock_that_was_set_back_shows_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualClock()
+    ahead = Ahead(10, LEASE, clock)
+    ahead.took(lot(300, 1000))
+    clock.advance_to(clock.time() + 0.1)
+    assert ahead.most(0) == 20
+    earlier = clock.time() - 3600
+    monkeypatch.setattr(clock, "time", lambda: earlier)
+    assert ahead.most(0) == 0
+
+
+def quick_then_stuck(room: Room, quick: int, begun: list[str]) -> Callable[[Message], Any]:
+    """A handler of a millisecond, which after so many messages never returns."""
+
+    async def handle(message: Message) -> None:
+        begun.append(message.id)
+        if len(begun) > quick:
+            await asyncio.Event().wait()
+        room.clock.advance_to(room.clock.time() + 0.001)
+
+    return handle
+
+
+async def _all_begun(room: Room, begun: list[str], count: int) -> None:
+    for _ in range(20):
+        await room.advance(0.0)
+    assert len(begun) == count
+
+
+async def test_quick_handlers_have_the_next_ones_waiting_and_slow_ones_do_not(room: Room) -> None:
+    begun: list[str] = []
+    for number in range(60):
+        await room.send(f"m{number}")
+    room.process(quick_then_stuck(room, 40, begun), concurrency=2)
+    await _all_begun(room, begun, 42)
+    ready, in_flight, _ = await room.stats()
+    assert ready is not None
+    assert in_flight is not None
+    assert 2 < in_flight <= 6, "two at work, and up to twice as many ahead"
+    assert ready + in_flight == 20
+
+
+async def test_a_slow_handlers_claims_are_taken_when_a_slot_is_free(room: Room) -> None:
+    async def handle(_: Message) -> None:
+        room.clock.advance_to(room.clock.time() + 0.06)
+        await asyncio.sleep(0)
+
+    for number in range(30):
+        await room.send(f"m{number}")
+    room.process(handle, concurrency=2)
+    seen: set[int | None] = set()
+    for _ in range(40):
+        await asyncio.sleep(0)
+        seen.add((await room.stats())[1])
+    assert max(number or 0 for number in seen) == 2
+
+
+async def test_what_waits_in_vain_goes_back_uncounted_and_another_process_handles_it(room: Room) -> None:
+    begun: list[str] = []
+    elsewhere: list[Message] = []
+    names = [f"m{number}" for number in range(60)]
+    for name in names:
+        await room.send(name)
+    room.process(quick_then_stuck(room, 40, begun), concurrency=2)
+    await _all_begun(room, begun, 42)
+    in_flight = (await room.stats())[1]
+    assert in_flight is not None
+    assert in_flight > 2
+    await room.advance(0.4)
+    assert (await room.stats())[1] == in_flight
+    await room.advance(0.2)
+    assert await room.stats() == (18, 2, 0), "only what is at work is held"
+    starts = {name: room.engine.idempotency._keys._queues["jobs"].get(name) for name in names[42:]}
+    assert {key.starts for key in starts.values() if key is not None} == {0}
+    await room.advance(0.9)
+    assert (await room.stats())[1] == 2
+
+    async def other(message: Message) -> None:
+        elsewhere.append(message)
+
+    room.process(other, concurrency=2)
+    await room.advance(0.1)
+    assert sorted(message.id for message in elsewhere) == sorted(set(names) - set(begun))
+    assert len(begun) == 42
+
+
+async def test_a_claim_that_lapsed_before_its_handler_began_is_given_back_and_taken_anew(room: Room) -> None:
+    begun: list[tuple[str, list[str]]] = []
+
+    async def handle(message: Message) -> None:
+        begun.append((message.id, room.calls[:]))
+        if len(begun) == 1:
+            room.clock.advance_to(room.clock.time() + LEASE)  # it holds up its loop for longer than a lease
+
+    await room.send("a")
+    await room.send("b")
+    room.calls.clear()
+    room.process(handle, concurrency=2)
+    await room.advance(1.0)
+    (first, before), (second, between) = begun
+    assert (first, second) == ("a", "b")
+    assert "release" not in before
+    assert between.index("release") < between.index("Nack") < len(between) - between[::-1].index("claim")
+    assert await room.state("b") == "done"
