@@ -196,6 +196,17 @@ async def test_purging_takes_many_in_parts_and_spares_what_is_in_flight(engine: 
     assert await left(engine) == NOTHING
 
 
+async def test_purging_spares_what_is_in_flight_beside_another_programs_group(engine: RedisEngine) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(3)])
+    (held,) = await receive(driver, "jobs", 1, ack=False)
+    await ask(engine, "XGROUP CREATE", "s", "another", "0")
+    assert await driver.purge("jobs") == 2
+    assert await ask(engine, "XLEN") == 1
+    assert await driver.settle("jobs", [Ack(held)]) == [Settled.DONE]
+
+
 async def test_large_messages_are_fetched_a_few_at_a_time(engine: RedisEngine) -> None:
     driver = engine.driver
     await topology(driver, ["jobs"])

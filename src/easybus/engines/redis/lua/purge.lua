@@ -41,8 +41,12 @@ end
 if #ids > 0 then
   redis.call('XACK', s, 'easybus', unpack(ids))
 elseif redis.call('EXISTS', s) == 1 then
-  local group = redis.call('XINFO', 'GROUPS', s)[1]
-  local from, size, page = group and '(' .. field(group, 'last-delivered-id') or '-', 0, nil
+  local from, size, page = '-', 0, nil
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', s)) do
+    if field(group, 'name') == 'easybus' then
+      from = '(' .. field(group, 'last-delivered-id')
+    end
+  end
   repeat  -- it reads the bodies too: no more of them at once than a server bears
     page = redis.call('XRANGE', s, from, upto, 'COUNT', size == 0 and 8 or 64)
     for _, entry in ipairs(page) do
