@@ -39,6 +39,8 @@ _STATS, _PURGE = Script("stats"), Script("purge")
 MOST = 1000
 """Messages in one step: the server does nothing else meanwhile."""
 _MOST_BYTES = 8 << 20
+_OWNER = 32
+"""Bytes; its rows are longer than 64, else the server keeps few of them in a list that it searches from its start."""
 
 
 class RedisDriver:
@@ -112,9 +114,12 @@ class RedisDriver:
 
     async def fetch(self, queue: str, limit: int, wait: float, lease: float) -> list[Delivery]:
         link = self._link()
-        return await self.until_found(
-            link, queue, wait, lambda: self.own(link, queue, limit, lease), lambda found: self.give_back(queue, found)
-        )
+
+        async def take() -> tuple[list[Delivery], float]:
+            found, due, _ = await self.own(link, queue, limit, lease)
+            return found, due
+
+        return await self.until_found(link, queue, wait, take, lambda found: self.give_back(queue, found))
 
     async def until_found(
         self,
@@ -129,19 +134,24 @@ class RedisDriver:
             link.names.queue(queue) + ":w", wait, lambda: link.uncancelled(take(), lambda taken: undo(taken[0]))
         )
 
-    async def own(self, link: Link, queue: str, limit: int, lease: float) -> tuple[list[Delivery], float]:
-        """Take up to `limit` due messages; none: the seconds until one is due, negative where that is not known."""
-        owner = secrets.token_hex(4)
+    async def own(self, link: Link, queue: str, limit: int, lease: float) -> tuple[list[Delivery], float, int]:
+        """Take up to `limit` due messages, and when their leases began, in the server's microseconds; none: the seconds
+        until one is due, negative where that is not known."""
+        owner = secrets.token_hex(_OWNER)
         keys = (link.names.queues, link.names.queue(queue))
         what, *reply = await link.run(_FETCH, keys, (queue, min(limit, MOST), to_microseconds(lease), owner))
         if what == 0:
             raise no_queue(queue)
         if what == 1:
-            return [], reply[0] / 1e6
-        return [
-            Delivery(queue, body, attempt, f"{entry.decode()}/{attempt}/{owner}")
-            for entry, attempt, body in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-        ], 0.0
+            return [], reply[0] / 1e6, 0
+        return (
+            [
+                Delivery(queue, body, attempt, f"{entry.decode()}/{attempt}/{owner}")
+                for entry, attempt, body in zip(reply[1::3], reply[2::3], reply[3::3], strict=True)
+            ],
+            0.0,
+            reply[0],
+        )
 
     async def give_back(self, queue: str, deliveries: Sequence[Delivery]) -> None:
         """What a cancelled fetch had taken is ready again."""

@@ -65,19 +65,17 @@ class RedisKeys:
         return 0
 
 
-async def claim_keys(
-    link: Link, batch: Sequence[Claim], base: str = "", lease: float = 0.0, members: Sequence[str] = ()
-) -> list[ClaimResult]:
-    """Claim; in one batch the second claim of a key finds it claimed. With a queue's base and the members of its
-    deliveries, their leases begin anew in the same step."""
+async def claim_keys(link: Link, batch: Sequence[Claim], begin: int | None = None) -> list[ClaimResult]:
+    """Claim; in one batch the second claim of a key finds it claimed. The leases begin now, or at `begin`, in the
+    server's microseconds."""
     found: list[ClaimResult] = []
     for start in range(0, len(batch), _AT_ONCE):
         part = batch[start : start + _AT_ONCE]
         fresh = [secrets.token_hex(12) for _ in part]
-        values: list[Any] = [base, to_microseconds(lease)]
-        for at, (claim, secret) in enumerate(zip(part, fresh, strict=True), start):
-            member = members[at] if members else ""
-            values += (claim.digest, to_microseconds(claim.lease), claim.replay, secret, member)
+        values: list[Any] = ["" if begin is None else begin]
+        for claim, secret in zip(part, fresh, strict=True):
+            tail = b"%b%02d%b%b" % (secret.encode(), len(claim.digest), claim.digest, claim.replay.encode())
+            values += (to_microseconds(claim.lease), tail)
         try:
             codes = await link.run(_CLAIM, [link.names.key(claim.queue, claim.id) for claim in part], values)
         except Behind:  # nobody will handle these

@@ -12,6 +12,7 @@ import pytest
 from easybus.clock import SystemClock
 from easybus.engines.contract import (
     Ack,
+    Busy,
     Claim,
     Claimed,
     DeclareQueue,
@@ -71,6 +72,14 @@ async def test_lapsed_leases_are_taken_over_in_the_order_of_the_queue(engine: Re
     assert await left(engine) == NOTHING
 
 
+async def test_the_server_searches_no_list_for_a_lease(engine: RedisEngine) -> None:
+    await topology(engine.driver, ["jobs"])
+    await publish(engine.driver, [to_queue("jobs", b"1")])
+    await receive(engine.driver, "jobs", 1, ack=False)
+    link = engine.link()
+    assert await link.command("OBJECT ENCODING", f"{link.names.queue('jobs')}:l") == b"skiplist"
+
+
 async def test_leases_of_different_length_end_each_at_its_time(engine: RedisEngine) -> None:
     driver = engine.driver
     await topology(driver, ["jobs"])
@@ -107,18 +116,64 @@ async def test_a_lost_stream_is_made_again(engine: RedisEngine) -> None:
     assert await drain(driver, "jobs") == [b"new"]
 
 
+async def foreign_read(engine: RedisEngine, count: int) -> None:
+    """Another program reads the queue "jobs" in our group."""
+    stream = f"{engine.link().names.queue('jobs')}:s"
+    await engine.link().command(*("XREADGROUP", "GROUP", "easybus", "someone", "COUNT", count, "STREAMS", stream, ">"))
+
+
 async def test_what_is_pending_without_a_lease_is_delivered_again(engine: RedisEngine) -> None:
     driver = engine.driver
     await topology(driver, ["jobs"])
     await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(3)])
     await receive(driver, "jobs", 1, ack=False)
     await ask(engine, "DEL", "l")  # a lease that a failover has lost
-    link = engine.link()
-    await link.command(  # and one that a foreign reader took
-        *("XREADGROUP", "GROUP", "easybus", "someone", "COUNT", 1, "STREAMS", f"{link.names.queue('jobs')}:s", ">")
-    )
+    await foreign_read(engine, 1)
     got = await receive(driver, "jobs", 3)
     assert sorted(one.body for one in got) == [b"0", b"1", b"2"]
+    assert await left(engine) == NOTHING
+
+
+async def test_nothing_stays_pending_of_what_is_fetched_or_was_read_by_another_program(engine: RedisEngine) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(2_200)])
+    (held,) = await receive(driver, "jobs", 1, ack=False)
+    assert (await left(engine))["pending"] == 0
+    await ask(engine, "XCLAIM", "s", "easybus", "someone", 0, held.receipt.partition("/")[0], "FORCE")
+    await foreign_read(engine, 2_000)
+    assert (await left(engine))["pending"] == 2_001
+    assert {one.attempt for one in await receive(driver, "jobs", 2_000)} == {2}
+    assert (await left(engine))["pending"] == 0
+    assert {one.attempt for one in await receive(driver, "jobs", 199)} == {1}
+    assert await driver.settle("jobs", [Ack(held)]) == [Settled.DONE]
+    assert await left(engine) == NOTHING
+
+
+async def test_a_lost_lease_is_noticed_while_there_is_a_backlog(engine: RedisEngine) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"%d" % at, 0.01 if at == 50 else 0.0) for at in range(51)])
+    lost = await receive(driver, "jobs", 10, ack=False)
+    await ask(engine, "DEL", "l")
+    await receive(driver, "jobs", 5)
+    again = await receive(driver, "jobs", 10)
+    assert [one.body for one in again] == [one.body for one in lost]
+    assert len(await drain(driver, "jobs")) == 36
+    assert await left(engine) == NOTHING
+
+
+async def test_a_lost_lease_is_noticed_where_the_server_cannot_tell_what_is_unread(engine: RedisEngine) -> None:
+    driver = engine.driver
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(5)])
+    await receive(driver, "jobs", 2, ack=False)
+    await ask(engine, "DEL", "l")
+    assert await driver.purge("jobs") == 3  # what is unread: Redis 7.0 counts those as unread ever after
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(5, 8)])
+    held = await receive(driver, "jobs", 3, ack=False)
+    assert [one.body for one in await receive(driver, "jobs", 2)] == [b"0", b"1"]
+    assert await driver.settle("jobs", [Ack(one) for one in held]) == [Settled.DONE] * 3
     assert await left(engine) == NOTHING
 
 
@@ -261,6 +316,48 @@ async def test_what_is_taken_over_has_a_key_that_is_free(engine: RedisEngine) ->
         while len(taken) < 20:
             taken += await driver.take("jobs", 20, 2.0, 0.3, partial(parse, pause=pause))
         assert [getattr(one.claim, "starts", one.claim) for one in taken] == [starts] * 20
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.0], ids=["at once", "late"])
+async def test_a_key_is_held_no_longer_than_its_delivery(engine: RedisEngine, pause: float) -> None:
+    driver, link, lease = engine.driver, engine.link(), 20.0
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"%d" % at) for at in range(5)])
+
+    def parse(delivery: Delivery) -> tuple[Claim, None]:
+        time.sleep(pause / 5)
+        return Claim("jobs", delivery.body.decode(), b"d", lease), None
+
+    taken = await driver.take("jobs", 5, 1.0, lease, parse)
+    seconds, micros = await link.command("TIME")
+    for one in taken:
+        row = await ask(engine, "ZSCORE", "l", one.delivery.receipt)
+        value = await link.command("GET", link.names.key("jobs", one.delivery.body.decode()))
+        assert int(value[1:17]) <= float(row)
+        assert int(value[1:17]) >= int(seconds) * 10**6 + int(micros) + 0.96 * lease * 1e6
+
+
+async def test_a_late_claim_of_what_was_taken_over_is_not_held(
+    engine: RedisEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, claim_keys = engine.driver, fused.claim_keys
+    await topology(driver, ["jobs"])
+    await publish(driver, [to_queue("jobs", b"1")])
+    successors: list[Any] = []
+
+    def parse(delivery: Delivery) -> tuple[Claim, None]:
+        return Claim("jobs", delivery.body.decode(), b"d", 0.3), None
+
+    async def late(*given: Any) -> Any:
+        results = await claim_keys(*given)
+        monkeypatch.setattr(fused, "claim_keys", claim_keys)
+        successors.extend(await driver.take("jobs", 1, 5.0, 30.0, parse))
+        return results
+
+    monkeypatch.setattr(fused, "claim_keys", late)
+    (one,) = await driver.take("jobs", 1, 1.0, 0.3, parse)
+    assert isinstance(one.claim, Busy)
+    assert [successor.claim.starts for successor in successors] == [2]
 
 
 async def test_what_cannot_be_claimed_goes_back_at_once(engine: RedisEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 #!lua
 -- Takes what is due from one queue: what came back first, then what nobody has had; each under a lease of its own.
---   :z delayed (due → number, body) → :s stream, not delivered → pending, and one of
+--   :z delayed (due → number, body) → :s stream, not delivered → delivered, and one of
 --      :l leased (end → id/attempt/owner)   :n returned (due → id/attempt)       both → :l again, one attempt older
--- Every pending entry has one row in :l or :n; one that has none (a failover, a foreign reader) is put into :n.
+-- Each delivered entry has one row in :l or :n; what is settled has neither entry nor row. The group tells how far the
+-- stream is delivered, and has no list of what is pending (NOACK), unless a foreign reader makes one: that goes into :n.
+-- So does each delivered entry without a row, where there are more of them than rows: a key was lost.
 -- KEYS: queues, base.  ARGV: queue, limit, lease in µs, owner
--- Returns: {0} no such queue; {1, µs until something is due or -1}; {2, id, attempt, body, ...}
+-- Returns: {0} no such queue; {1, µs until something is due or -1}; {2, now in µs, id, attempt, body, ...}
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return {0}
 end
@@ -14,30 +16,42 @@ local MOST, FIRST_PART, PART = 4194304, 8, 64  -- bytes of one reply, unless one
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
-local pending = redis.pcall('XPENDING', s, 'easybus')
-if pending.err then
-  if not string.find(pending.err, 'NOGROUP') then
-    return pending
-  end
-  redis.call('XGROUP', 'CREATE', s, 'easybus', '0', 'MKSTREAM')  -- lost in a failover: all that is there comes again
-  redis.call('DEL', n, l)
-elseif pending[1] > redis.call('ZCARD', l) + redis.call('ZCARD', n) then
+local function rows()
   local known = {}
   for _, key in ipairs({l, n}) do
     for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
       known[string.match(member, '^[^/]+')] = true
     end
   end
-  local from, page = '-', nil
-  repeat
-    page = redis.call('XPENDING', s, 'easybus', from, '+', 1000)
-    for _, entry in ipairs(page) do
+  return known
+end
+
+local upto, unread, foreign = nil, false, 0
+local groups = redis.pcall('XINFO', 'GROUPS', s)
+if groups.err and not string.find(groups.err, 'no such key') then
+  return groups
+end
+for _, group in ipairs(groups) do
+  if group[2] == 'easybus' then
+    foreign, upto, unread = group[6], group[8], group[12]  -- it does not always know how many are unread
+  end
+end
+if not upto then
+  redis.call('XGROUP', 'CREATE', s, 'easybus', '0', 'MKSTREAM')  -- lost in a failover: all that is there comes again
+  redis.call('DEL', n, l)
+  upto = '0-0'
+elseif foreign > 0 then
+  local known = rows()
+  for _ = 1, foreign, 1000 do
+    local page = redis.call('XPENDING', s, 'easybus', '-', '+', 1000)
+    for i, entry in ipairs(page) do
       if not known[entry[1]] then
         redis.call('ZADD', n, now, entry[1] .. '/' .. entry[4])
       end
-      from = '(' .. entry[1]
+      page[i] = entry[1]
     end
-  until #page < 1000
+    redis.call('XACK', s, 'easybus', unpack(page))
+  end
 end
 
 local moved, weight, due = 0, 0, nil
@@ -53,9 +67,9 @@ repeat
   moved = moved + #due
 until #due == 0 or moved >= 500 or weight >= MOST
 
-local found, leases, size, count = {2}, {}, 0, 0
+local found, leases, size, count = {2, now}, {}, 0, 0
 local function add(id, attempt, body)
-  found[3 * count + 2], found[3 * count + 3], found[3 * count + 4] = id, attempt, body
+  found[3 * count + 3], found[3 * count + 4], found[3 * count + 5] = id, attempt, body
   leases[2 * count + 1] = now + lease + count  -- taken over in this order
   leases[2 * count + 2] = id .. '/' .. attempt .. '/' .. owner
   size = size + #body
@@ -69,33 +83,50 @@ local function again(key)
     if #members == 0 then
       return
     end
-    local ids, attempts = {}, {}
-    for i, member in ipairs(members) do
+    for _, member in ipairs(members) do
       local id, attempt = string.match(member, '^([^/]+)/(%d+)')
-      ids[i], attempts[id] = id, tonumber(attempt)
-    end
-    redis.call('ZREM', key, unpack(members))
-    for _, entry in ipairs(redis.call('XCLAIM', s, 'easybus', 'easybus', 0, unpack(ids))) do
+      local entry = redis.call('XRANGE', s, id, id)[1]
       if entry then
-        add(entry[1], attempts[entry[1]] + 1, entry[2][2])
+        add(id, attempt + 1, entry[2][2])
       end
     end
+    redis.call('ZREM', key, unpack(members))
   end
 end
 again(n)
 again(l)
+unread = unread and unread + moved
 while limit > 0 and size < MOST do
   local part = math.min(limit, size == 0 and FIRST_PART or PART)
-  local read = redis.call('XREADGROUP', 'GROUP', 'easybus', 'easybus', 'COUNT', part, 'STREAMS', s, '>')
-  if not read then
-    break
-  end
-  for _, entry in ipairs(read[1][2]) do
+  local read = redis.call('XREADGROUP', 'GROUP', 'easybus', 'easybus', 'COUNT', part, 'NOACK', 'STREAMS', s, '>')
+  local entries = read and read[1][2] or {}
+  for _, entry in ipairs(entries) do
     add(entry[1], 1, entry[2][2])
+    upto = entry[1]
   end
-  if #read[1][2] < part then
+  unread = unread and unread - #entries
+  if #entries < part then
+    unread = 0
     break
   end
+end
+local lost = unread and redis.call('XLEN', s) - unread - redis.call('ZCARD', l) - redis.call('ZCARD', n) - count
+if lost and lost > 0 then
+  local known, from, page = rows(), '-', nil
+  for at = 2, #leases, 2 do
+    known[string.match(leases[at], '^[^/]+')] = true
+  end
+  repeat
+    page = redis.call('XRANGE', s, from, upto, 'COUNT', FIRST_PART)
+    for _, entry in ipairs(page) do
+      if lost > 0 and not known[entry[1]] then
+        redis.call('ZADD', n, now - lost, entry[1] .. '/1')
+        lost = lost - 1
+      end
+      from = '(' .. entry[1]
+    end
+  until #page == 0 or lost == 0
+  again(n)
 end
 for first = 1, #leases, 1000 do
   redis.call('ZADD', l, unpack(leases, first, math.min(first + 999, #leases)))

@@ -26,7 +26,6 @@ if base ~= '' and #members > 0 then
   end
   if #gone > 0 then
     call('ZREM', l, unpack(rows))
-    call('XACK', s, 'easybus', unpack(gone))
     call('XDEL', s, unpack(gone))
   end
 end

@@ -38,9 +38,7 @@ for key, to in pairs({[n] = '+inf', [l] = now}) do
     redis.call('ZREM', key, unpack(members))
   end
 end
-if #ids > 0 then
-  redis.call('XACK', s, 'easybus', unpack(ids))
-elseif redis.call('EXISTS', s) == 1 then
+if #ids == 0 and redis.call('EXISTS', s) == 1 then
   local from, size, page = '-', 0, nil
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', s)) do
     if field(group, 'name') == 'easybus' then

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Settles deliveries, each only while its lease row stands: id, attempt and owner. Nothing is acked and not deleted.
+-- Settles deliveries, each only while its lease row stands: id, attempt and owner. An entry goes with its row.
 -- KEYS: base.  ARGV: a, member | n, member, delay | e, member, lease | m, member, delay, body ...     times in µs
 -- Returns: 1 done, 0 stale, for each.
 local base = KEYS[1]
@@ -49,9 +49,7 @@ while at <= last do
   results[#results + 1] = held
 end
 for first = 1, #gone, 1000 do
-  local to = math.min(first + 999, #gone)
-  redis.call('XACK', s, 'easybus', unpack(gone, first, to))
-  redis.call('XDEL', s, unpack(gone, first, to))
+  redis.call('XDEL', s, unpack(gone, first, math.min(first + 999, #gone)))
 end
 if wake then
   redis.pcall('PUBLISH', base .. ':w', '')
