@@ -293,7 +293,10 @@ def test_the_command_line_has_the_project_as_its_app(manage: Manage) -> None:
     assert "--reload" in manage("easybus", "run", "--help")
 
 
-def test_what_fails_is_a_command_error_in_call_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_is_a_command_error_in_call_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EASYBUS_APP", "")  # the command sets it, and the tests after this one must not find it
     with pytest.raises(CommandError):
         call_command("easybus", "nonsense")
     call_command("easybus", "queues", "--json")
