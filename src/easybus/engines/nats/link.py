@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import msgspec
 import nats.errors
 
+from ...cancelling import ended
 from ...errors import NotOpen, Refused, Unavailable
 from .address import Address
 from .credentials import credentials
@@ -88,9 +89,7 @@ class Link:
         """Disconnect; what is under way fails."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
+            await ended(keeper)  # the library's connect may swallow a cancellation
         self._lose(self._wire)
         if self._endings:
             await asyncio.wait(self._endings, timeout=2.0)

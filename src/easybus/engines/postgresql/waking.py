@@ -17,6 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias, TypeVar
 
+from ...cancelling import ended
 from ...clock import Clock, wait
 from ...errors import EasybusError
 from .connections import Connection, Cut, connect, disconnect
@@ -101,8 +102,7 @@ class Waker:
         self._asked.set()
         if self._telling:  # nor may a statement be cancelled half way
             await asyncio.wait([self._task], timeout=2.0)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await ended(self._task)
         self.watchers.wake_all()
 
     async def _run(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 
+from ...cancelling import ended
 from ...errors import EngineError, NotOpen, Refused, Unavailable
 from .address import Address
 from .faults import fault
@@ -91,8 +92,7 @@ class Link:
         keeper, self._keeper = self._keeper, None
         if keeper is None:
             return
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
+        await ended(keeper)
         connection = self._connection
         self._gone(NotOpen(f"{self._address.url} was closed"))
         if connection is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -18,10 +19,13 @@ from tests.servers.proxy import Proxy
 from tests.servers.urls import at
 from tests.unit.engines.nats.conftest import Opener
 
+from easybus.clock import SystemClock
 from easybus.engines.contract import Ack, DeclareQueue, Driver, Move, Nack, Publication, Settled
+from easybus.engines.nats import create
 from easybus.engines.nats.api import SCHEDULES
 from easybus.engines.nats.driver import NatsDriver
-from easybus.errors import BadDelay, ConfigurationError, EasybusError, TooLarge, Unavailable
+from easybus.engines.nats.engine import NatsEngine
+from easybus.errors import BadDelay, ConfigurationError, EasybusError, NotOpen, TooLarge, Unavailable
 from easybus.testing.driver_base import drain, publish, receive, to_queue, topology
 
 
@@ -235,3 +239,27 @@ class TestOutages(ServerOutages):
     @pytest.fixture
     def url(self, server: NatsServer) -> str:
         return server.prefix()
+
+
+async def test_a_close_ends_a_reconnecting_whose_client_swallowed_the_cancellation(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create(url, SystemClock())
+    assert isinstance(engine, NatsEngine)
+    await engine.open()
+    link, connect = engine._link, engine._link._connect
+    reconnecting = asyncio.Event()
+
+    async def swallowing(*, first: bool = False) -> None:
+        reconnecting.set()
+        with contextlib.suppress(asyncio.CancelledError):  # as where the answer comes at that moment
+            await asyncio.Event().wait()
+        await connect(first=first)
+
+    monkeypatch.setattr(link, "_connect", swallowing)
+    link._lose(link.wire)
+    await reconnecting.wait()
+    done, _ = await asyncio.wait([asyncio.create_task(engine.close())], timeout=8.0)
+    assert done
+    with pytest.raises(NotOpen):
+        _ = link.wire
