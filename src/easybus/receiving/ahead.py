@@ -1,10 +1,10 @@
 """How many messages are claimed before there is a slot for them, so that the engine and the handlers work side by side.
 
     handlers slow, or nothing known yet    none: a claim is taken when a slot is free
-    quick: each takes less than 50 ms      what is begun in 25 ms, but no more than twice the slots, and than 4 MiB
+    quick: each takes less than 50 ms      what is begun in 50 ms, but no more than twice the slots, and than 4 MiB
     one has waited for half a second       all that have not begun go back, uncounted, and for a second none is claimed
 
-A claim so waits for about 25 ms until its handler begins, and what a death interrupts is at most three times what is at
+A claim so waits for about 50 ms until its handler begins, and what a death interrupts is at most three times what is at
 work. Rates are read from the bus's clock: one that a test moves by hand shows none.
 """
 
@@ -17,10 +17,8 @@ from ..engines.contract import Taken
 
 __all__ = ["Ahead"]
 
-_QUICK = 0.05
-"""Seconds that a handler may take, waiting for the engine included, and be worth fetching ahead for."""
-_HORIZON = 0.025
-"""Seconds of work that are claimed ahead."""
+_HORIZON = 0.05
+"""Seconds of work that are claimed ahead, if that is as much as all slots hold: fewer make small batches."""
 _WINDOW = 0.02
 """Seconds that a rate is taken over, at least."""
 _SLOTS = 2
@@ -59,7 +57,7 @@ class Ahead:
             begun = self._taken - waiting
             rate = (begun - self._begun) / passed if passed > 0 else 0.0
             self._since, self._begun = now, begun
-            quick = rate * _QUICK >= self._slots
+            quick = rate * _HORIZON >= self._slots
             self._most = min(int(rate * _HORIZON), self._at_most, int(_BYTES / (self._size or 1))) if quick else 0
         return 0 if now < self._none_until else self._most
 

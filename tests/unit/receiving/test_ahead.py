@@ -34,13 +34,13 @@ def reckoned(seconds: float, count: int, *, slots: int = 10, size: int = 300) ->
     ("seconds", "count", "most"),
     [
         (1.0, 199, 0),  # ten slots, each message over 50 ms
-        (1.0, 200, 5),  # 25 ms of 200 a second
-        (0.1, 60, 15),
+        (1.0, 200, 10),  # 50 ms of 200 a second
+        (0.1, 30, 15),
         (0.1, 1000, 20),  # twice the slots, however quick
         (0.01, 1000, 0),  # too short a time to tell
     ],
 )
-def test_so_many_are_claimed_ahead_as_begin_in_25_ms(seconds: float, count: int, most: int) -> None:
+def test_so_many_are_claimed_ahead_as_begin_in_50_ms(seconds: float, count: int, most: int) -> None:
     assert reckoned(seconds, count) == most
 
 
