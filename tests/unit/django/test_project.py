@@ -284,6 +284,7 @@ def manage(tmp_path: Path) -> Manage:
     return made
 
 
+@pytest.mark.timeout(180)  # six interpreters, one after the other
 def test_the_command_line_has_the_project_as_its_app(manage: Manage) -> None:
     assert "no queues" in manage("easybus", "queues")
     assert "exactly once" in manage("easybus", "check", "--settings", "project.settings").lower()
