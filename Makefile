@@ -50,13 +50,13 @@ test: .venv/.test servers
 test-main: .venv/.test
 	$(PYTEST) $(MANY) -m "not kills and not outages and not alone and not long" $(ARGS)
 
-# These start processes and kill them, and then mostly wait for what the dead had claimed.
+# Few at once: these start processes and kill them, and then mostly wait for what the dead had claimed.
 test-kills: .venv/.test
-	$(PYTEST) $(MANY) -m "kills and not long" $(ARGS)
+	$(PYTEST) -n 3 --dist worksteal -m "kills and not long" $(ARGS)
 
-# These stop, kill and freeze servers, and wait until all goes on. The tests of a file share its servers.
+# Two at once: these stop, kill and freeze servers, and wait until all goes on. The tests of a file share its servers.
 test-outages: .venv/.test
-	$(PYTEST) -n 3 --dist loadfile -m "outages and not long" $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile -m "outages and not long" $(ARGS)
 
 # One at a time: these measure time, so nothing else may want the machine.
 test-alone: .venv/.test
