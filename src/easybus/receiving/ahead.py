@@ -1,7 +1,7 @@
 """How many messages are claimed before there is a slot for them, so that the engine and the handlers work side by side.
 
     handlers slow, or nothing known yet    none: a claim is taken when a slot is free
-    quick: each takes less than 50 ms      what is begun in 50 ms, but no more than twice the slots, and than 4 MiB
+    quick: each takes less than 50 ms      what is begun in 50 ms, but no more than twice the slots, and about 4 MiB
     one has waited for half a second       all that have not begun go back, uncounted, and for a second none is claimed
 
 A claim so waits for about 50 ms until its handler begins, and what a death interrupts is at most three times what is at
@@ -22,9 +22,13 @@ _HORIZON = 0.05
 _WINDOW = 0.02
 """Seconds that a rate is taken over, at least."""
 _SLOTS = 2
+"""Times the slots that may be claimed ahead."""
 _BYTES = 4 << 20
+"""Bytes that may be, if the next messages are as large as the last lot's."""
 _PATIENCE = 0.5
+"""Seconds that one may wait to be begun."""
 _AFTER_BACK = 1.0
+"""Seconds without any, after some have waited in vain."""
 
 
 class Ahead:

@@ -94,7 +94,7 @@ async def _all_begun(room: Room, begun: list[str], count: int) -> None:
     assert len(begun) == count
 
 
-async def test_quick_handlers_have_the_next_ones_waiting_and_slow_ones_do_not(room: Room) -> None:
+async def test_quick_handlers_have_the_next_ones_waiting(room: Room) -> None:
     begun: list[str] = []
     for number in range(60):
         await room.send(f"m{number}")
@@ -169,3 +169,38 @@ async def test_a_claim_that_lapsed_before_its_handler_began_is_given_back_and_ta
     assert "release" not in before
     assert between.index("release") < between.index("Nack") < len(between) - between[::-1].index("claim")
     assert await room.state("b") == "done"
+
+
+async def test_beside_a_suspect_that_waits_no_other_is_kept_and_its_starts_stay_as_they_were(room: Room) -> None:
+    async def never(_: Message) -> None:
+        raise AssertionError("nothing is handled here")
+
+    receiver = room.process(never)
+    await receiver.stop(0.0)
+    for name in ("a", "b"):
+        await room.begun(name, 2)
+        await room.send(name)
+    [first], [second] = [await receiver._intake.take(1, 0.0) for _ in range(2)]
+    assert await receiver._pipeline.one_suspect([first], []) == [first]
+    assert await receiver._pipeline.one_suspect([second], [first]) == []
+    keys = room.engine.idempotency._keys._queues["jobs"]
+    assert [keys[name].starts for name in ("a", "b")] == [3, 2]
+
+
+async def test_nothing_is_claimed_ahead_while_a_message_runs_alone(room: Room) -> None:
+    begun: list[str] = []
+    await room.begun("suspect", 1)
+    for name in (*(f"m{number}" for number in range(38)), "suspect", *(f"n{number}" for number in range(20))):
+        await room.send(name)
+
+    async def handle(message: Message) -> None:
+        begun.append(message.id)
+        if message.id == "suspect":
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        room.clock.advance_to(room.clock.time() + 0.001)
+
+    room.process(handle, concurrency=2)
+    await _all_begun(room, begun, 39)
+    assert begun[-1] == "suspect"
+    assert (await room.stats())[1] == 2, "the one that runs, and one that waits beside it for a slot"
