@@ -121,9 +121,15 @@ class Pipeline:
             return taken
         kept = suspects[:1] if self.open and not any(self._suspect(one) for one in waiting) else []
         back = [one for one in suspects if one not in kept]
+        rest = [one for one in taken if one not in back]
         if back:
-            await self._settler.not_begun(back, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
-        return [one for one in taken if one not in back]
+            going = self._settler.not_begun(back, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
+            try:
+                await asyncio.wait([going])
+            except asyncio.CancelledError:  # a stop: nobody takes the rest any more
+                self._settler.not_begun(rest)
+                raise
+        return rest
 
     def _suspect(self, one: Taken) -> bool:
         return isinstance(one.claim, Claimed) and 1 < one.claim.starts <= self.options.max_starts + 1

@@ -105,7 +105,7 @@ class Receiver:
         self._outage.ended()
         for task in others:
             task.cancel()
-        await self._give_back()
+        self._give_back()
         await self._wait_for_handlers(grace)
         self._release_idle()
         while self._workers:
@@ -126,12 +126,11 @@ class Receiver:
         if not done:
             await ended(fetching)
 
-    async def _give_back(self) -> None:
+    def _give_back(self) -> None:
         """What is ready and not begun goes back."""
-        waiting = [taken for taken, _ in self._ready]
-        self._ready.clear()
-        if waiting:
-            await self._settler.not_begun(waiting)
+        if self._ready:
+            self._settler.not_begun([taken for taken, _ in self._ready])
+            self._ready.clear()
 
     async def _wait_for_handlers(self, grace: float | None) -> None:
         """Until all have ended, or the grace time is over."""
@@ -207,7 +206,7 @@ class Receiver:
             await self._slot_free
         elif not await wait(self._clock, self._slot_free, self._ahead.patience, poll=True):
             self._ahead.went_back(len(self._ready))
-            await self._give_back()
+            self._give_back()
             return
         await asyncio.sleep(0)  # let every worker that is done say so: one fetch for all of them
 
@@ -255,7 +254,7 @@ class Receiver:
                 continue
             taken, until = ready.popleft()
             if until <= clock.time():  # this process stood still: it may be another's by now
-                await self._settler.not_begun([taken])
+                self._settler.not_begun([taken])
                 continue
             self._at_work += 1
             if ready:

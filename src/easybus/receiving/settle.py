@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 
 from .. import points
 from ..batching import Batcher
@@ -86,12 +86,13 @@ class Settler:
         self._releases: Batcher[str, bool] = Batcher(self._release)
         self._finished: list[Hand] = []
         self._finishing: asyncio.Task[None] | None = None
-        self._rereads: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        """What nobody waits for but a stop."""
 
     @property
     def busy(self) -> bool:
         """Whether anything is on its way to the engine."""
-        return bool(self._finishing or self._settlements.busy or self._releases.busy or self._rereads)
+        return bool(self._finishing or self._settlements.busy or self._releases.busy or self._beside)
 
     async def drained(self) -> None:
         """Wait until everything that was handed over is settled."""
@@ -100,8 +101,14 @@ class Settler:
                 await asyncio.wait([self._finishing])
             await self._settlements.drained()
             await self._releases.drained()
-            if self._rereads:
-                await asyncio.wait(self._rereads)
+            if self._beside:
+                await asyncio.wait(self._beside)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
 
     # ------------------------------------------------------------------------------------------------------- done
 
@@ -135,12 +142,12 @@ class Settler:
                     completed = await self._finish(hands)
                 except EngineError as error:
                     for hand in hands:
-                        self._look_again(hand, error)
+                        self._start(self._finish_again(hand, error))
                     continue
                 if not all(completed):
                     for hand, ok in zip(hands, completed, strict=True):
                         if not ok:
-                            self._look_again(hand, None)
+                            self._start(self.reread(hand))
         finally:
             self._finishing = None
 
@@ -162,11 +169,6 @@ class Settler:
         if points.hook is not None:
             await points.reach("delivery.acked")
         return completed
-
-    def _look_again(self, hand: Hand, error: EngineError | None) -> None:
-        task = asyncio.get_running_loop().create_task(self._finish_again(hand, error))
-        self._rereads.add(task)
-        task.add_done_callback(self._rereads.discard)
 
     async def _finish_again(self, hand: Hand, error: EngineError | None) -> None:
         """DONE was not written, or nobody knows: try again while the claim is surely ours, then look who has it."""
@@ -231,8 +233,11 @@ class Settler:
         except EngineError as error:
             self._left(delivery, error)
 
-    async def not_begun(self, taken: Sequence[Taken], delay: float = 0.0) -> None:
+    def not_begun(self, taken: Sequence[Taken], delay: float = 0.0) -> asyncio.Task[None]:
         """Back, with their starts as they were before these claims: they were to wait, and did not begin."""
+        return self._start(self._uncount(taken, delay))
+
+    async def _uncount(self, taken: Sequence[Taken], delay: float) -> None:
         again = [(one.parsed.message, one.claim) for one in taken if isinstance(one.claim, Claimed)]
         try:
             if again:

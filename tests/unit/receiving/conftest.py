@@ -37,6 +37,8 @@ class Noted:
         self._target = target
         self._calls = calls
         self.failing: Counter[str] = Counter()
+        self.held: dict[str, asyncio.Event] = {}
+        """Calls that wait for these."""
         self.down = False
 
     def __getattr__(self, name: str) -> Any:
@@ -50,6 +52,8 @@ class Noted:
             if self.down or self.failing[name] > 0:
                 self.failing[name] -= 1
                 raise Unavailable(f"{name} fails")
+            if name in self.held:
+                await self.held[name].wait()
             return await target(*args, **kwargs)
 
         return call

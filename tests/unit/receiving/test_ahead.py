@@ -204,3 +204,44 @@ async def test_nothing_is_claimed_ahead_while_a_message_runs_alone(room: Room) -
     await _all_begun(room, begun, 39)
     assert begun[-1] == "suspect"
     assert (await room.stats())[1] == 2, "the one that runs, and one that waits beside it for a slot"
+
+
+async def test_a_stop_in_the_middle_of_giving_back_leaves_nothing_to_its_lease(room: Room) -> None:
+    begun: list[str] = []
+    for number in range(60):
+        await room.send(f"m{number}")
+    receiver = room.process(quick_then_stuck(room, 40, begun), concurrency=2)
+    await _all_begun(room, begun, 42)
+    arrived = room.keys.held["release"] = asyncio.Event()
+    room.calls.clear()
+    await room.advance(0.6)
+    assert room.calls == ["release"]
+    stopping = asyncio.ensure_future(receiver.stop(0.0))
+    await asyncio.wait([receiver._loops[0]])  # it looks for messages no more
+    assert receiver.busy
+    arrived.set()
+    await stopping
+    assert await room.stats() == (20, 0, 0)
+
+
+async def test_a_stop_while_suspects_go_back_leaves_none_to_its_lease(room: Room) -> None:
+    for name in ("a", "b"):
+        await room.begun(name, 1)
+        await room.send(name)
+    arrived = room.keys.held["release"] = asyncio.Event()
+
+    async def never(_: Message) -> None:
+        raise AssertionError("its neighbour has not gone back")
+
+    receiver = room.process(never)
+    await room.advance(0.0)
+    assert "release" in room.calls
+    stopping = asyncio.ensure_future(receiver.stop(0.0))
+    await asyncio.wait([receiver._loops[0]])
+    arrived.set()
+    await stopping
+    ready, in_flight, delayed = await room.stats()
+    assert (ready or 0) + (delayed or 0) == 2
+    assert in_flight == 0
+    keys = room.engine.idempotency._keys._queues["jobs"]
+    assert [keys[name].starts for name in ("a", "b")] == [1, 1]
