@@ -32,6 +32,15 @@ class PrivateServer(Protocol):
         """Start it on the data that it has, and wait until it answers."""
         ...
 
+    @property
+    def up(self) -> bool:
+        """Whether its process runs."""
+        ...
+
+    def output(self) -> str:
+        """What it has printed."""
+        ...
+
 
 @contextmanager
 def private_server(engine: str, of: Collection[str] = ENGINES.keys()) -> Iterator[PrivateServer | None]:

@@ -65,7 +65,10 @@ class Bank:
         self._began = self._moved_at = time.monotonic()
         self._seen: Counter[str] = Counter()
         self._all_at_work = asyncio.Event()
+        self._restarting = False
         self._db: Any = None
+        self._blind = ""
+        """Why nobody can see how far they are."""
 
     async def run(self, console: Console) -> bool:
         """From the first transfer to the closing of the books; whether these are right.
@@ -160,6 +163,7 @@ class Bank:
         for worker in workers:
             if worker.finished:
                 raise Crashed(f"{worker.name} ended, and nobody had stopped it")
+        self.server_lives()
         if not all(teller.finished for teller in tellers):
             found = [teller.name for teller in tellers if not teller.finished]
         else:
@@ -168,8 +172,22 @@ class Bank:
             except EngineError as error:
                 found = [str(error)]
         if found and time.monotonic() - self._moved_at > STUCK:
-            raise TimeoutError(f"nothing moved for {STUCK:g} s; still there: {', '.join(found)}")
+            raise TimeoutError(self._stuck(found, [*tellers, *workers]))
         return bool(found)
+
+    def server_lives(self) -> None:
+        """Raises `Crashed` if the database server ended of itself."""
+        if self._server is not None and not (self._restarting or self._server.up):
+            raise Crashed(f"the database server ended, and nobody had killed it:\n{self._server.output()[-3000:]}")
+
+    def _stuck(self, found: Sequence[str], processes: Sequence[Process]) -> str:
+        said = [f"nothing moved for {STUCK:g} s; still there: {', '.join(found)}"]
+        if self._blind:
+            said.append(f"the auditor cannot see how far they are: {self._blind}")
+        said += [f"{process.name} wrote last:\n{process.log_end(10)}" for process in processes]
+        if self._server is not None:
+            said.append(f"the database server wrote last:\n{self._server.output()[-3000:]}")
+        return "\n".join(said)
 
     async def _look(self, display: Display) -> None:
         await asyncio.sleep(LOOK_EVERY)
@@ -177,9 +195,11 @@ class Bank:
             if self._db is None:
                 self._db = await self._database.connect()
             done = await progress(self._database, self._db)
-        except self._database.lost:
+        except self._database.lost as error:
+            self._blind = f"{type(error).__name__}: {error}"
             await self._stop_looking()
             return
+        self._blind = ""
         display.update(done)
         if done != self._seen:
             self._seen, self._moved_at = done, time.monotonic()
@@ -221,6 +241,7 @@ class Bank:
             display.say("the database server is back")
 
     def _kill_and_restart(self, server: PrivateServer) -> None:
+        self._restarting = True
         server.kill()
         self.killed["server"] += 1
         for left in reversed(range(STARTS)):
@@ -231,6 +252,7 @@ class Bank:
             except RuntimeError:
                 if not left:
                     raise
+        self._restarting = False
 
     async def _stop_killing(self, killing: asyncio.Task[None]) -> None:
         killing.cancel()

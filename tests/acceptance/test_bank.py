@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -10,10 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from examples.bank.__main__ import Bank
 from examples.bank.audit import Line, close_the_books
 from examples.bank.database import TABLES, open_database
 from examples.bank.plan import balances, planned
+from examples.processes import Crashed
 from tests.servers import missing
+from tests.servers.mariadb import MariadbServer
 
 from easybus import Bus
 
@@ -62,6 +66,16 @@ def test_a_hundred_thousand_transfers_are_right_though_all_is_killed() -> None:
     assert figure("workers killed", said) >= 20
     assert figure("database server killed", said) >= 5
     assert "what weakens its durability       nothing" in said
+
+
+def test_a_server_that_ended_though_nobody_killed_it_is_said_with_what_it_wrote(
+    mariadb_server: MariadbServer, tmp_path: Path
+) -> None:
+    bank = Bank(argparse.Namespace(), seed=1, url=mariadb_server.url(), server=mariadb_server, folder=tmp_path)
+    bank.server_lives()
+    mariadb_server.kill()
+    with pytest.raises(Crashed, match=r"nobody had killed it:\n(.|\n)*ready for connections"):
+        bank.server_lives()
 
 
 def test_what_every_account_must_hold_is_told_by_the_transfers() -> None:
