@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from tests.unit.turns import settle
 
 from easybus.connection import Publisher
 from easybus.engines.contract import Claim, Claimed, DeclareQueue, Publication, QueueStats
@@ -150,17 +151,6 @@ class Room:
             self.clock.run_due()
             await settle()
         self.clock.advance_to(until)
-
-
-async def settle() -> None:
-    """Let the loop run until nothing more happens by itself: asyncio's own shows when it has nothing to run."""
-    ready: Any = getattr(asyncio.get_running_loop(), "_ready", None)
-    quiet = 0
-    for _ in range(60):
-        await asyncio.sleep(0)
-        quiet = 0 if ready else quiet + 1
-        if ready is not None and quiet == 2:
-            return
 
 
 @pytest.fixture

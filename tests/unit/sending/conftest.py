@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.unit.turns import settle
 
 from easybus import points
 from easybus.connection import Publisher
@@ -132,17 +133,6 @@ class World:
             raise Died
 
         self.at(point, die)
-
-
-async def settle() -> None:
-    """Let the loop run until nothing more happens by itself: asyncio's own shows when it has nothing to run."""
-    ready: Any = getattr(asyncio.get_running_loop(), "_ready", None)
-    quiet = 0
-    for _ in range(40):
-        await asyncio.sleep(0)
-        quiet = 0 if ready else quiet + 1
-        if ready is not None and quiet == 2:
-            return
 
 
 @pytest.fixture
