@@ -3,7 +3,8 @@
 A message is ready when `visible_at` is past, in flight while a fetch owns it (`owner` is that fetch's random number,
 `visible_at` the end of its lease), else delayed. Each settlement acts under (id, attempt, owner).
 
-    fetch: lock due rows in the order of the index, passing over those that others hold → lease them → commit
+    fetch: read which rows are due → lock these, passing over those that others hold → lease them → commit
+           where others hold all of them: lock any that are due, in the index's order, for a second
     publish: read the bindings' version under a shared lock → insert, or fail where it is not the one routed by → commit
 
 Every commit is as durable as the server is configured to be; MySQL has no lazier one for a single transaction.
@@ -11,9 +12,11 @@ Every commit is as durable as the server is configured to be; MySQL has no lazie
 
 from __future__ import annotations
 
+import asyncio
+import operator
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -56,10 +59,16 @@ _ROW = "(%s, @easybus_now + %s, %s)"
 _GUARDED = (  # refused (`STALE`), and all with it, where the rows were routed by another version
     "(IF(@easybus = %s, %s, NULL), @easybus_now + %s, %s)"
 )
-_FETCH = (  # each row to one fetch only; the index gives the order, so that no more is locked than is taken
-    "SELECT id, attempt + 1, body, visible_at FROM {message} FORCE INDEX (due) "
-    "WHERE queue_id = %s AND visible_at <= {now} AND visible_at >= %s "
-    "ORDER BY visible_at, id LIMIT %s FOR UPDATE SKIP LOCKED"
+_COLUMNS = "message.id, message.attempt + 1, message.body, message.visible_at"
+_FETCH = (  # read first: a lock alone meets some rows of a send that is being committed, and passes over others
+    f"SELECT {_COLUMNS} FROM (SELECT id FROM {{message}} FORCE INDEX (due) "
+    "WHERE queue_id = %s AND visible_at <= {now} AND visible_at >= %s ORDER BY visible_at, id LIMIT %s) AS seen "
+    "STRAIGHT_JOIN {message} AS message ON message.id = seen.id "
+    "WHERE message.queue_id = %s AND message.visible_at <= {now} FOR UPDATE SKIP LOCKED"
+)
+_FETCH_ANY = (  # beside others: the index gives the order, so that no more is locked than is taken
+    f"SELECT {_COLUMNS} FROM {{message}} AS message FORCE INDEX (due) WHERE queue_id = %s AND visible_at <= {{now}} "
+    "AND visible_at >= %s ORDER BY visible_at, id LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 _LEASE = "UPDATE {message} SET visible_at = @easybus_now + %s, attempt = attempt + 1, owner = %s WHERE %s"
 _NEXT_DUE = (  # the queue's id as it is now, and the microseconds until its next row is due
@@ -87,6 +96,9 @@ _PURGEABLE = (  # what is not in flight, a part at a time, nothing newer than wh
 _PURGE = "DELETE FROM {message} WHERE id IN %s"
 
 _TRIES = 20
+_CROWDED = 1.0
+"""Seconds that others are expected at a queue where they held all that was due."""
+_IN_ORDER = operator.itemgetter(3, 0)
 _ROW_SIZE = 64
 """Bytes that a row takes besides its body."""
 
@@ -98,6 +110,8 @@ class MysqlDriver:
         self._clock = clock
         self._session = session
         self._fronts: Fronts[int] = Fronts()
+        self._crowded: dict[int, float] = {}
+        """The queues at which others are, by the loop's clock: until when."""
 
     @property
     def caps(self) -> Capabilities:
@@ -163,11 +177,10 @@ class MysqlDriver:
             number = await self.number(queue)
 
             async def work(link: Link) -> tuple[list[Delivery], float | None, int]:
-                found, leased = await self.lock(link, queue, number, limit, lease)
-                if not found:
-                    return [], *await self.next_due(link, queue)
-                await link.run(CLOCK, *leased, COMMIT)
-                return found, None, number
+                found, leased, due = await self.lock(link, queue, number, limit, lease)
+                if found:
+                    await link.run(CLOCK, *leased, COMMIT)
+                return found, *due
 
             return await session.connections.run(work, undo=lambda result: self.give_back(queue, result[0]))
 
@@ -185,17 +198,39 @@ class MysqlDriver:
 
     async def lock(
         self, link: Link, queue: str, number: int, limit: int, lease: float
-    ) -> tuple[list[Delivery], list[Step]]:
-        """Begin a transaction, in which up to `limit` due messages are locked; and the steps that take them."""
-        owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
-        since = self._fronts.since(number)
-        rows = (await link.run(BEGIN, (_FETCH, number, since or 0, limit)))[1].rows
+    ) -> tuple[list[Delivery], list[Step], tuple[float | None, int]]:
+        """Begin a transaction, in which up to `limit` due messages are locked; the steps that take them. Where there
+        are none, it is ended, and `next_due` said."""
+        due, since = (None, number), self._fronts.since(number)
+        rows = await self._pick(link, number, since or 0, limit)
         if since is not None and not rows:
             since = None
-            rows = (await link.run((_FETCH, number, 0, limit)))[0].rows
+            rows = await self._pick(link, number, 0, limit)
+        if not rows:
+            due = await self.next_due(link, queue)
+            if due[0] is None or due[0] > 0:
+                return [], [], due
+            rows = await self._pick(link, number, 0, limit)  # committed just now, if no other has it
+            if not rows:
+                self._crowded[number] = asyncio.get_running_loop().time() + _CROWDED
+                rows = await self._pick(link, number, 0, limit)
+            if not rows:
+                await link.run(COMMIT)
+                return [], [], due
+        rows.sort(key=_IN_ORDER)
         self._fronts.reached(number, rows[-1][3] if len(rows) == limit else None, since)
+        owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
         found = [Delivery(queue, row[2], row[1], (row[0], owner)) for row in rows]
-        return found, [(_LEASE, micros(lease), owner, part.where) for part in parts(sorted((row[0],) for row in rows))]
+        leased = [(_LEASE, micros(lease), owner, part.where) for part in parts(sorted((row[0],) for row in rows))]
+        return found, leased, (None, number)
+
+    async def _pick(self, link: Link, number: int, since: int, limit: int) -> list[Any]:
+        if self._crowded.get(number, 0.0) > asyncio.get_running_loop().time():
+            step: Step = (_FETCH_ANY, number, since, limit)
+        else:
+            step = (_FETCH, number, since, limit, number)
+        steps = (step,) if link.in_transaction else (BEGIN, step)
+        return list((await link.run(*steps))[-1].rows)
 
     async def next_due(self, link: Link, queue: str) -> tuple[float | None, int]:
         """In how many seconds the queue's next message is due, and the queue's id; ends the transaction.

@@ -36,9 +36,9 @@ class MysqlFusedDriver(MysqlDriver):
             number = await self.number(queue)
 
             async def work(link: Link) -> tuple[list[Taken], float | None, int]:
-                deliveries, leased = await self.lock(link, queue, number, limit, lease)
+                deliveries, leased, due = await self.lock(link, queue, number, limit, lease)
                 if not deliveries:
-                    return [], *await self.next_due(link, queue)
+                    return [], *due
                 parsed = [parse(delivery) for delivery in deliveries]
                 wishes = Wishes([claim for claim, _ in parsed if claim is not None], session)
                 claimed = (await link.run(CLOCK, *leased, *wishes.steps, COMMIT))[1 + len(leased) : -1]
@@ -51,7 +51,7 @@ class MysqlFusedDriver(MysqlDriver):
                     Taken(delivery, value, None if claim is None else next(results))
                     for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
                 ]
-                return taken, None, number
+                return taken, *due
 
             def undo(result: tuple[list[Taken], float | None, int]) -> None:
                 tokens = [item.claim.token for item in result[0] if isinstance(item.claim, Claimed)]

@@ -1,4 +1,4 @@
-"""Claims that fail on the way: nothing stays claimed that nobody handles."""
+"""What a fetch takes beside others' sends and fetches; and claims that fail on the way, of which nothing is left."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from easybus.engines.contract import Claim, Claimed, DeclareQueue, Delivery, Pub
 from easybus.engines.mysql.engine import MysqlEngine
 from easybus.engines.mysql.keys import Wishes
 
+from .conftest import Client, Opener
+
 
 async def fail(*_: object) -> dict[bytes, Claimed]:
     raise Unavailable("cut off")
@@ -20,6 +22,44 @@ async def fail(*_: object) -> dict[bytes, Claimed]:
 
 def parse(delivery: Delivery) -> tuple[Claim, None]:
     return Claim("jobs", delivery.body.decode(), delivery.body, 60.0), None
+
+
+async def test_one_consumer_sees_the_order_of_sends_that_are_being_committed(
+    engine: MysqlEngine, opened: Opener
+) -> None:
+    await engine.driver.declare([DeclareQueue("jobs")])
+    names = [b"%06d" % number for number in range(30_000)]
+    sender, found = (await opened()).driver, list[bytes]()
+
+    async def send() -> None:
+        for first in range(0, len(names), 10):
+            await sender.publish([Publication(False, "jobs", name) for name in names[first : first + 10]])
+
+    sending = asyncio.ensure_future(send())
+    while len(found) < len(names):
+        deliveries = await engine.driver.fetch("jobs", 100, 0.0, 60.0)
+        found += [delivery.body for delivery in deliveries]
+        if not deliveries and sending.done():
+            await sending
+    assert found == names
+
+
+async def test_where_others_hold_all_that_is_seen_first_the_next_ones_are_taken(
+    engine: MysqlEngine, client: Client
+) -> None:
+    await engine.driver.declare([DeclareQueue("jobs")])
+    await engine.driver.publish([Publication(False, "jobs", name) for name in (b"a", b"b", b"c", b"d", b"e")])
+    table = engine.driver._session.names("{message}")
+    await client.run("BEGIN")
+    await client.run(f"SELECT id FROM {table} ORDER BY id LIMIT 2 FOR UPDATE")
+
+    async def fetched(limit: int) -> list[bytes]:
+        return [each.body for each in await engine.driver.fetch("jobs", limit, 5.0, 60.0)]
+
+    assert await fetched(2) == [b"c", b"d"]
+    assert await fetched(2) == [b"e"]
+    await client.run("ROLLBACK")
+    assert await fetched(5) == [b"a", b"b"]
 
 
 async def test_a_take_that_fails_at_a_takeover_gives_back_what_it_had_claimed(
