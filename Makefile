@@ -125,7 +125,7 @@ clean:
 
 .venv-%/.test: pyproject.toml
 	$(patsubst $*:%,%,$(filter $*:%,$(OTHERS))) -m venv --clear .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -e '.[all,test]'
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[all,test]'
 	@touch $@
 
 .PRECIOUS: .venv-%/.test

@@ -1,7 +1,7 @@
 """EASYBUS_TEST_LOOP=uvloop runs every async test on uvloop; without it they run on asyncio's own loop.
 
-Tests that need a server are marked `server`, by the fixtures that they ask for. A run of the long tests alone writes
-what they came to (`long_table`).
+Tests that need a server are marked `server`, by the fixtures that they ask for and by the engines in their parameters.
+A run of the long tests alone writes what they came to (`long_table`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by na
 # No property is about time, and a machine that does other work besides is no counterexample.
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
+
+SERVERS = ("mariadb", "mysql", "nats", "postgresql", "rabbitmq", "redis")
+"""In a parameter: a fixture then asks for the server while the test runs, where no collection sees it."""
 
 LOOP = os.environ.get("EASYBUS_TEST_LOOP", "asyncio")
 
@@ -39,5 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if set(getattr(item, "fixturenames", ())) & set(fixtures.__all__):
+        parameters = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        asked = set(getattr(item, "fixturenames", ())) & set(fixtures.__all__)
+        if asked or any(name in parameters for name in SERVERS):
             item.add_marker("server")

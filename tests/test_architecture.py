@@ -6,6 +6,7 @@ cli, testing → bus → topic, router → sending | receiving → connection �
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,9 +77,15 @@ def exists(module: tuple[str, ...]) -> bool:
     return not module or at.with_suffix(".py").exists() or at.is_dir()
 
 
+@functools.cache
+def parsed(path: Path) -> list[ast.AST]:
+    """Every node of the file."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Line and module of every import of easybus in the file, those inside functions and `TYPE_CHECKING` too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             for name in node.names:
                 parts = tuple(name.name.split("."))
@@ -100,7 +107,7 @@ def imports(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 def foreign_imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and top-level package of every absolute import."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, name.name.split(".")[0]) for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -175,7 +182,7 @@ def test_nothing_but_the_registry_names_a_concrete_engine() -> None:
         for line, module in imports(path):
             if module[:1] == ("engines",) and len(module) > 1 and module[1] in engines and own[:2] != module[:2]:
                 named.append(f"{where(path, line)} imports {name(module)}")
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in parsed(path):
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
             if any(text.startswith(f"easybus.engines.{engine}") for engine in engines):
                 named.append(f"{where(path, node.lineno)} names {text}")

@@ -161,7 +161,7 @@ def test_fastapi_orders_are_reserved_once_though_the_worker_is_killed(
 
     worker = shop.start("easybus.cli", "run", "--factory", "shop.bus:create_bus")
     with held(database, "SELECT 1 FROM item WHERE name = 'book' FOR UPDATE") as one_waits:
-        ids = [order("book") for _ in range(20)]
+        ids = [order("book") for _ in range(8)]
         shop.until("handlers stand in the middle", one_waits)
         worker.kill()
         worker.wait()
@@ -170,7 +170,7 @@ def test_fastapi_orders_are_reserved_once_though_the_worker_is_killed(
     worker = shop.start("easybus.cli", "run", "--factory", "shop.bus:create_bus")
     shop.until("all are reserved", lambda: all(reserved(each) for each in ids))
     with psycopg.connect(database) as db:
-        assert db.execute("SELECT \"left\" FROM item WHERE name = 'book'").fetchone() == (80,)
+        assert db.execute("SELECT \"left\" FROM item WHERE name = 'book'").fetchone() == (92,)
 
     atlas = order("atlas")
     [letter] = shop.until("a dead letter", lambda: shop.dead(*app))
@@ -210,7 +210,7 @@ def test_flask_orders_have_one_invoice_though_the_worker_is_killed(
     ids = [shop.until("the web answers", lambda: order("ann"))]
     worker = shop.start("easybus.cli", "run", "--factory", "shop.bus:create_bus")
     with held(database, "LOCK TABLE invoice IN SHARE MODE") as one_waits:  # it may be read, and not written
-        ids += [order("ann") for _ in range(20)]
+        ids += [order("ann") for _ in range(8)]
         shop.until("handlers stand in the middle", one_waits)
         worker.kill()
         worker.wait()
@@ -218,7 +218,7 @@ def test_flask_orders_have_one_invoice_though_the_worker_is_killed(
     worker = shop.start("easybus.cli", "run", "--factory", "shop.bus:create_bus")
     shop.until("all have invoices", lambda: all(invoice(each) for each in ids))
     with psycopg.connect(database) as db:
-        assert db.execute('SELECT count(*), count(DISTINCT "order") FROM invoice').fetchone() == (21, 21)
+        assert db.execute('SELECT count(*), count(DISTINCT "order") FROM invoice').fetchone() == (9, 9)
 
     nobody = order("")
     assert nobody is not None
@@ -229,7 +229,7 @@ def test_flask_orders_have_one_invoice_though_the_worker_is_killed(
     assert shop.until("the mended order has an invoice", lambda: invoice(nobody))["text"] == "bob: 9.50"
     shop.until("no dead letter is left", lambda: shop.dead(*app) == [])
     waiting = json.loads(shop.run("easybus.cli", "queues", *app, "--json"))
-    assert {each["queue"]: each["delayed"] for each in waiting}["payments-due"] == 22
+    assert {each["queue"]: each["delayed"] for each in waiting}["payments-due"] == 10
     shop.stop(worker)
     shop.stop(web)
 

@@ -16,19 +16,17 @@ import asyncio
 import operator
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
 from .. import contract
 from ..contract import (
-    Ack,
     Binding,
     Capabilities,
     Change,
     DeclareQueue,
     Delivery,
-    Extend,
     Move,
     Nack,
     Publication,
@@ -44,11 +42,9 @@ from .link import BEGIN, CLOCK, COMMIT, ROLLBACK, Link, Rows, Step
 from .names import held, micros
 from .picking import parts
 from .session import Session
+from .settling import settle
 from .topology import Snapshot, no_queue, no_topic
 from .waking import until_found
-
-Receipt: TypeAlias = tuple[int, int]
-"""The row's id, and the owner that it was delivered to."""
 
 _KNOW = (  # no declaration is committed between this and the end of the transaction
     "SELECT CAST(value AS UNSIGNED), {now} INTO @easybus, @easybus_now FROM {meta} WHERE name = 'bindings' "
@@ -75,14 +71,6 @@ _NEXT_DUE = (  # the queue's id as it is now, and the microseconds until its nex
     "SELECT id, (SELECT visible_at - {now} FROM {message} FORCE INDEX (due) WHERE queue_id = queue.id "
     "ORDER BY visible_at, id LIMIT 1) FROM {queue} AS queue WHERE name = %s"
 )
-_FENCED = "WHERE id = %s AND attempt = %s AND owner = %s"
-_NACK = f"UPDATE {{message}} SET visible_at = {{now}} + %s, owner = 0 {_FENCED}"
-_EXTEND = f"UPDATE {{message}} SET visible_at = {{now}} + %s {_FENCED}"
-_MOVE = (  # the retry takes the delivery's place in one step
-    f"UPDATE {{message}} SET visible_at = {{now}} + %s, body = %s, attempt = 0, owner = 0 {_FENCED}"
-)
-_HELD = "SELECT id, owner FROM {message} WHERE %s FOR UPDATE"  # which of these are their owners' still
-_ACK = "DELETE FROM {message} WHERE %s"
 _STATS = (
     "SELECT COUNT(CASE WHEN visible_at <= {now} THEN 1 END), COUNT(CASE WHEN visible_at > {now} AND owner <> 0 THEN 1 "
     "END), COUNT(CASE WHEN visible_at > {now} AND owner = 0 THEN 1 END) FROM {message} FORCE INDEX (due) "
@@ -258,7 +246,7 @@ class MysqlDriver:
         allowed = limits(self.caps)
         for item in batch:
             allowed.settlement(item)
-        results = await self._session.connections.run(lambda link: _settle(link, batch))
+        results = await self._session.connections.run(lambda link: settle(link, batch))
         if any(isinstance(item, (Nack, Move)) for item in batch):
             snapshot = self._session.topology.last
             if snapshot is not None and queue in snapshot.queues:
@@ -377,45 +365,3 @@ def _by_size(rows: list[tuple[int, int, bytes]], largest: int) -> Iterator[list[
             begin, size = at, len(row[2])
     if begin < len(rows):
         yield rows[begin:]
-
-
-async def _settle(link: Link, batch: Sequence[contract.Settlement]) -> list[bool]:
-    """Whether each was its delivery's owner's to settle; a second one of the same delivery is not."""
-    # In the order of the rows, acks first: two batches then lock them in one order.
-    acks = sorted((item.delivery for item in batch if isinstance(item, Ack)), key=lambda one: one.receipt[0])
-    others = sorted(
-        (at for at, item in enumerate(batch) if not isinstance(item, Ack)), key=lambda at: batch[at].delivery.receipt[0]
-    )
-    steps, looks = ack_steps(acks)
-    results = await link.run(BEGIN, *steps, *[_step(batch[at]) for at in others], COMMIT)
-    owned: set[Receipt] = {(row[0], row[1]) for at in looks for row in results[1 + at].rows}
-    settled = [False] * len(batch)
-    for at, item in enumerate(batch):
-        if isinstance(item, Ack):
-            settled[at] = item.delivery.receipt in owned
-            owned.discard(item.delivery.receipt)
-    for at, result in zip(others, results[1 + len(steps) :], strict=False):
-        settled[at] = result.changed == 1
-    return settled
-
-
-def ack_steps(deliveries: Sequence[Delivery]) -> tuple[list[Step], range]:
-    """The steps that ack these, and which of them give the (id, owner) of those that they ack."""
-    steps: list[Step] = []
-    for part in parts([fence(one) for one in deliveries], "attempt", "owner"):
-        steps += [(_HELD, part.where), (_ACK, part.where)]
-    return steps, range(0, len(steps), 2)
-
-
-def fence(delivery: Delivery) -> tuple[int, int, int]:
-    """Id, attempt and owner."""
-    return (delivery.receipt[0], delivery.attempt, delivery.receipt[1])
-
-
-def _step(item: contract.Settlement) -> Step:
-    if isinstance(item, Extend):
-        return (_EXTEND, micros(item.lease), *fence(item.delivery))
-    if isinstance(item, Move):
-        return (_MOVE, micros(item.delay), item.body, *fence(item.delivery))
-    assert isinstance(item, Nack)  # noqa: S101 - for the type checker
-    return (_NACK, micros(item.delay), *fence(item.delivery))

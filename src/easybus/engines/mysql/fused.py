@@ -8,10 +8,11 @@ from typing import Any
 
 from ...clock import Clock
 from ..contract import Claim, Claimed, Delivery, Finish, Taken
-from .driver import MysqlDriver, ack_steps
+from .driver import MysqlDriver
 from .keys import DONE, MysqlKeys, Wishes, answers, change_held, ended, held_under
 from .link import CLOCK, COMMIT, Link, Step
 from .session import Session
+from .settling import ack_steps
 from .waking import until_found
 
 
