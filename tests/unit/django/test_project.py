@@ -297,11 +297,15 @@ def test_the_command_line_has_the_project_as_its_app(manage: Manage) -> None:
 def test_what_fails_is_a_command_error_in_call_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EASYBUS_APP", "")  # the command sets it, and the tests after this one must not find it
+    monkeypatch.setenv("EASYBUS_APP", "another:bus")
     with pytest.raises(CommandError):
         call_command("easybus", "nonsense")
     call_command("easybus", "queues", "--json")
-    assert json.loads(capsys.readouterr().out) == []
+    assert os.environ["EASYBUS_APP"] == "another:bus"
+    monkeypatch.delenv("EASYBUS_APP")
+    call_command("easybus", "queues", "--json")
+    assert "EASYBUS_APP" not in os.environ
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [[], []]
 
 
 @pytest.mark.kills

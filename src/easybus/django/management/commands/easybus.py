@@ -40,8 +40,15 @@ class Command(BaseCommand):
     def _run(self, words: list[str], name: str, program: list[str]) -> None:
         from ....cli import load
 
-        os.environ["EASYBUS_APP"] = _APP
-        load()(args=words, prog_name=name, obj=program)
+        before = os.environ.get("EASYBUS_APP")
+        os.environ["EASYBUS_APP"] = _APP  # for the processes that it starts, too
+        try:
+            load()(args=words, prog_name=name, obj=program)
+        finally:
+            if before is None:
+                del os.environ["EASYBUS_APP"]
+            else:
+                os.environ["EASYBUS_APP"] = before
 
 
 def _this_program() -> list[str]:
