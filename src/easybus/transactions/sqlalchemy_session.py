@@ -172,8 +172,12 @@ class SqlalchemyTransaction:
 
     def _on_asyncpg(self, statement: str, params: Sequence[Any]) -> int:
         """The same without SQLAlchemy's cursor, which costs twice as much; but only a cursor begins a transaction."""
+
+        async def run(asyncpg: Any) -> str:
+            return await asyncpg.execute(statement, *params)
+
         connection: Any = self._connection().connection.dbapi_connection
-        done: str = connection.run_async(lambda asyncpg: asyncpg.execute(statement, *params))
+        done: str = connection.run_async(run)
         return int(done.rpartition(" ")[2])
 
     def _ask(self, statement: str) -> tuple[Any, ...] | None:
