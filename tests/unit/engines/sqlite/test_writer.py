@@ -24,7 +24,7 @@ Q = DeclareQueue("q")
 
 
 async def test_calls_that_wait_together_are_committed_together(engine: SqliteEngine) -> None:
-    writer, go = engine.writer(), threading.Event()
+    writer, begun, go = engine.writer(), threading.Event(), threading.Event()
     look = "SELECT count(*) FROM easybus_queue"
     add = "INSERT INTO easybus_queue (name, delay) VALUES (?, 0)"
     seen: list[int] = []
@@ -33,7 +33,12 @@ async def test_calls_that_wait_together_are_committed_together(engine: SqliteEng
         seen.append(writer.reader.value(look))  # what is committed so far
         return connection.run(add, (str(len(seen)),))
 
-    blocker = writer.call(lambda connection: go.wait(10))
+    def hold_up(_: Connection) -> bool:
+        begun.set()
+        return go.wait(10)
+
+    blocker = writer.call(hold_up)
+    assert await asyncio.to_thread(begun.wait, 10)
     jobs = [writer.call(work) for _ in range(50)]
     go.set()
     await asyncio.gather(blocker, *jobs)
