@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -82,6 +83,8 @@ class Company:
         self.alone: object | None = None
         self._waiting_alone: deque[asyncio.Future[None]] = deque()
         self._waiting: list[asyncio.Future[None]] = []
+        self.reopened: list[Callable[[], None]] = []
+        """Called when messages may start beside the others again."""
 
     @property
     def open(self) -> bool:
@@ -133,6 +136,8 @@ class Company:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+        for call in self.reopened:
+            call()
 
     def _woke_alone(self) -> bool:
         """Whether somebody still waited: who was cancelled, and has not run since, is passed over."""

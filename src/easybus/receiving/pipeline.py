@@ -75,8 +75,7 @@ class Pipeline:
         """What is claimed and not settled: renewed."""
         self.ending = 0
         """Of these, whose function has returned and whose transaction is being committed."""
-        self.slot_frees: Callable[[], None] = lambda: None
-        """Called when a function has returned: its slot will be free when its transaction is committed."""
+        self._room_again: Callable[[], None] = lambda: None
 
     async def handle(self, taken: Taken, until: float, worker: asyncio.Task[Any] | None) -> None:
         """Handle one message in the task `worker` (the current one); `until` is when its claim ends if it is not
@@ -107,10 +106,15 @@ class Pipeline:
         finally:
             self.holding.discard(hand)
 
-    @property
-    def open(self) -> bool:
-        """Whether messages may begin beside each other: none runs alone, or waits for that."""
-        return self._company.open
+    def on_room(self, call: Callable[[], None]) -> None:
+        """Call this when a function has returned, whose slot will be free when its transaction is committed, and when
+        messages may begin beside each other again."""
+        self._room_again = call
+        self._company.reopened.append(call)
+
+    def room(self, waiting: Iterable[Taken]) -> bool:
+        """Whether what comes next could begin: not beside one that runs alone, or is the next to do so."""
+        return self._company.open and not any(self._suspect(one) for one in waiting)
 
     async def one_suspect(self, taken: list[Taken], waiting: Iterable[Taken]) -> list[Taken]:
         """Of what was begun before without an outcome, one may stay, if no other is at work or among those that wait
@@ -119,7 +123,7 @@ class Pipeline:
         suspects = [one for one in taken if self._suspect(one)]
         if not suspects:
             return taken
-        kept = suspects[:1] if self.open and not any(self._suspect(one) for one in waiting) else []
+        kept = suspects[:1] if self.room(waiting) else []
         back = [one for one in suspects if one not in kept]
         rest = [one for one in taken if one not in back]
         if back:
@@ -264,7 +268,7 @@ class Pipeline:
     def _ending(self, change: int) -> None:
         self.ending += change
         if change > 0:
-            self.slot_frees()
+            self._room_again()
 
     async def _let_go(self, hand: Hand) -> None:
         """The function has ended, and from now on cannot be cancelled: what follows settles its message, on a worker

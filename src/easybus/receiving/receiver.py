@@ -57,7 +57,7 @@ class Receiver:
         self.queue = pipeline.subscription.queue
         self._options = pipeline.options
         self._pipeline = pipeline
-        pipeline.slot_frees = self._wake_fetch
+        pipeline.on_room(self._wake_fetch)
         self._intake = intake
         self._settler = settler
         self.replayer = replayer
@@ -190,8 +190,10 @@ class Receiver:
     def _room(self) -> tuple[int, int]:
         """How many are to be fetched now, and how many may wait for slots."""
         slots, ready = self._options.concurrency, len(self._ready)
-        # What would wait for one that may kill its process would be begun in vain with it.
-        ahead = self._ahead.most(ready) if self._pipeline.open else 0
+        self._refill = 0
+        if not self._pipeline.room(one for one, _ in self._ready):
+            return 0, 0  # what would wait for one that may kill its process would be begun in vain with it
+        ahead = self._ahead.most(ready)
         self._refill = ahead // 2
         # While their work is committed, what comes next may be fetched and claimed.
         waiting = ahead + (0 if self._ahead.paused else self._pipeline.ending)

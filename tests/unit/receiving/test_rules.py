@@ -315,6 +315,26 @@ async def test_suspects_run_one_after_the_other_without_waiting_long(room: Any) 
     assert [await room.state(name) for name in names] == ["done"] * 8
 
 
+async def test_slow_suspects_follow_one_another_and_nothing_is_claimed_beside_them(room: Any) -> None:
+    held: list[int | None] = []
+
+    async def slow(_: Message) -> None:
+        await sleep(room.clock, 0.5)
+        held.append((await room.stats())[1])
+
+    names = [f"m{number}" for number in range(8)]
+    for name in names:
+        await room.begun(name, 2)
+        await room.send(name)
+    room.process(slow)
+    await room.advance(0.0)
+    await room.send("younger")
+    await room.advance(5.0)
+    assert held[0] == 1
+    assert len(held) == 9
+    assert [await room.state(name) for name in (*names, "younger")] == ["done"] * 9
+
+
 async def test_an_outcome_ends_the_count_of_starts(room: Any) -> None:
     seen: list[Message] = []
     await room.begun("m", 2)
