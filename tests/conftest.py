@@ -18,8 +18,8 @@ from tests.servers.fixtures import *  # noqa: F403 - pytest finds fixtures by na
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
 
-SERVERS = ("mariadb", "mysql", "nats", "postgresql", "rabbitmq", "redis")
-"""In a parameter: a fixture then asks for the server while the test runs, where no collection sees it."""
+SERVERS = ("mariadb", "mysql", "nats", "postgresql", "rabbitmq", "redis", "asyncmy", "asyncpg", "psycopg", "pymysql")
+"""In a parameter that is no URL: a fixture then asks for the server in the test's run, where no collection sees it."""
 
 LOOP = os.environ.get("EASYBUS_TEST_LOOP", "asyncio")
 
@@ -44,5 +44,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
         asked = set(getattr(item, "fixturenames", ())) & set(fixtures.__all__)
-        if asked or any(name in parameters for name in SERVERS):
+        if asked or ("://" not in parameters and any(name in parameters for name in SERVERS)):
             item.add_marker("server")

@@ -72,6 +72,7 @@ def test_a_server_that_ended_though_nobody_killed_it_is_said_with_what_it_wrote(
     mariadb_server: MariadbServer, tmp_path: Path
 ) -> None:
     bank = Bank(argparse.Namespace(), seed=1, url=mariadb_server.url(), server=mariadb_server, folder=tmp_path)
+    mariadb_server.restart()
     bank.server_lives()
     mariadb_server.kill()
     with pytest.raises(Crashed, match=r"nobody had killed it:\n(.|\n)*ready for connections"):

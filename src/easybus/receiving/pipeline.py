@@ -127,12 +127,12 @@ class Pipeline:
         back = [one for one in suspects if one not in kept]
         rest = [one for one in taken if one not in back]
         if back:
-            going = self._settler.not_begun(back, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
-            try:
-                await asyncio.wait([going])
-            except asyncio.CancelledError:  # a stop: nobody takes the rest any more
-                self._settler.not_begun(rest)
-                raise
+            self._settler.not_begun(back, _SUSPECTS_NEXT if kept else _SUSPECTS_LATER)
+        try:
+            await self._settler.all_back()
+        except asyncio.CancelledError:  # a stop: nobody takes the rest any more
+            self._settler.not_begun(rest)
+            raise
         return rest
 
     def _suspect(self, one: Taken) -> bool:

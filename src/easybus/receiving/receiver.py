@@ -255,8 +255,11 @@ class Receiver:
                 self._waking = False
                 continue
             taken, until = ready.popleft()
-            if until <= clock.time():  # this process stood still: it may be another's by now
-                self._settler.not_begun([taken])
+            if until <= clock.time():  # this process stood still: they may be another's by now
+                lapsed = [taken]
+                while ready and ready[0][1] <= clock.time():
+                    lapsed.append(ready.popleft()[0])
+                self._settler.not_begun(lapsed)
                 continue
             self._at_work += 1
             if ready:

@@ -88,6 +88,8 @@ class Settler:
         self._finishing: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
         """What nobody waits for but a stop."""
+        self._going_back: set[asyncio.Task[None]] = set()
+        """Of these, messages that did not begin."""
 
     @property
     def busy(self) -> bool:
@@ -107,8 +109,13 @@ class Settler:
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:  # a fault of ours
+            self._logger.error("queue %r: messages are left to their leases", self.queue, exc_info=error)
 
     # ------------------------------------------------------------------------------------------------------- done
 
@@ -233,9 +240,16 @@ class Settler:
         except EngineError as error:
             self._left(delivery, error)
 
-    def not_begun(self, taken: Sequence[Taken], delay: float = 0.0) -> asyncio.Task[None]:
+    def not_begun(self, taken: Sequence[Taken], delay: float = 0.0) -> None:
         """Back, with their starts as they were before these claims: they were to wait, and did not begin."""
-        return self._start(self._uncount(taken, delay))
+        task = self._start(self._uncount(taken, delay))
+        self._going_back.add(task)
+        task.add_done_callback(self._going_back.discard)
+
+    async def all_back(self) -> None:
+        """Wait until what did not begin has gone back."""
+        if self._going_back:
+            await asyncio.wait(self._going_back)
 
     async def _uncount(self, taken: Sequence[Taken], delay: float) -> None:
         again = [(one.parsed.message, one.claim) for one in taken if isinstance(one.claim, Claimed)]

@@ -171,12 +171,16 @@ class SqlalchemyTransaction:
             cursor.close()
 
     def _on_asyncpg(self, statement: str, params: Sequence[Any]) -> int:
-        """The same without SQLAlchemy's cursor, which costs twice as much; but only a cursor begins a transaction."""
+        """The same without SQLAlchemy's cursor, which costs twice as much; but only a cursor begins a transaction, and
+        only a cursor names prepared statements as the user may have said, for a pooler."""
+        connection: Any = self._connection().connection.dbapi_connection
+        name: Callable[[], str | None] | None = getattr(connection, "_prepared_statement_name_func", None)
+        if name is None or name() is not None:
+            return self._direct(statement, params)
 
         async def run(asyncpg: Any) -> str:
             return await asyncpg.execute(statement, *params)
 
-        connection: Any = self._connection().connection.dbapi_connection
         done: str = connection.run_async(run)
         return int(done.rpartition(" ")[2])
 

@@ -218,7 +218,7 @@ async def test_a_stop_in_the_middle_of_giving_back_leaves_nothing_to_its_lease(r
     assert room.calls == ["release"]
     stopping = asyncio.ensure_future(receiver.stop(0.0))
     await asyncio.wait([receiver._loops[0]])  # it looks for messages no more
-    assert receiver.busy
+    assert receiver.settling
     arrived.set()
     await stopping
     assert await room.stats() == (20, 0, 0)

@@ -38,6 +38,8 @@ _STRICT = "STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION"
 
 _SETTINGS = "SET SESSION innodb_lock_wait_timeout = %s, SESSION wait_timeout = %s, SESSION autocommit = 1"
 _ISOLATION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"  # else gaps are locked, and scans lock each row
+_SNAPSHOT = "SHOW SESSION VARIABLES WHERE variable_name = 'innodb_snapshot_isolation' AND value = 'ON'"
+"""MariaDB from 11.6 on, and others where it is so set: a row that changed since it was read cannot be locked."""
 _SERVER = "SELECT VERSION(), @@max_allowed_packet, @@read_only"
 _READ_ONLY = "SELECT @@read_only"
 
@@ -249,7 +251,8 @@ async def _settle(link: Link, location: Location, plain: bool) -> None:
     # No call takes longer: a transaction of ours that does nothing for so long is of a process that stands still, and
     # what it has locked would be passed over by all others.
     link.idle = max(1, math.ceil(location.timeout))
-    await link.run((_SETTINGS, patience, link.idle), (_ISOLATION,))
+    if (await link.run((_SETTINGS, patience, link.idle), (_ISOLATION,), (_SNAPSHOT,)))[-1].rows:
+        await link.run(("SET SESSION innodb_snapshot_isolation = OFF",))
 
 
 async def hang_up_after(link: Link, seconds: float) -> None:

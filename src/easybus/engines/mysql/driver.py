@@ -4,7 +4,6 @@ A message is ready when `visible_at` is past, in flight while a fetch owns it (`
 `visible_at` the end of its lease), else delayed. Each settlement acts under (id, attempt, owner).
 
     fetch: read which rows are due → lock these, passing over those that others hold → lease them → commit
-           where others hold all of them: lock any that are due, in the index's order, for a second
     publish: read the bindings' version under a shared lock → insert, or fail where it is not the one routed by → commit
 
 Every commit is as durable as the server is configured to be; MySQL has no lazier one for a single transaction.
@@ -12,11 +11,10 @@ Every commit is as durable as the server is configured to be; MySQL has no lazie
 
 from __future__ import annotations
 
-import asyncio
 import operator
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ...clock import Clock
 from ...errors import Unavailable, Unroutable
@@ -55,16 +53,11 @@ _ROW = "(%s, @easybus_now + %s, %s)"
 _GUARDED = (  # refused (`STALE`), and all with it, where the rows were routed by another version
     "(IF(@easybus = %s, %s, NULL), @easybus_now + %s, %s)"
 )
-_COLUMNS = "message.id, message.attempt + 1, message.body, message.visible_at"
 _FETCH = (  # read first: a lock alone meets some rows of a send that is being committed, and passes over others
-    f"SELECT {_COLUMNS} FROM (SELECT id FROM {{message}} FORCE INDEX (due) "
-    "WHERE queue_id = %s AND visible_at <= {now} AND visible_at >= %s ORDER BY visible_at, id LIMIT %s) AS seen "
-    "STRAIGHT_JOIN {message} AS message ON message.id = seen.id "
-    "WHERE message.queue_id = %s AND message.visible_at <= {now} FOR UPDATE SKIP LOCKED"
-)
-_FETCH_ANY = (  # beside others: the index gives the order, so that no more is locked than is taken
-    f"SELECT {_COLUMNS} FROM {{message}} AS message FORCE INDEX (due) WHERE queue_id = %s AND visible_at <= {{now}} "
-    "AND visible_at >= %s ORDER BY visible_at, id LIMIT %s FOR UPDATE SKIP LOCKED"
+    "SELECT message.id, message.attempt + 1, message.body, message.visible_at FROM (SELECT id FROM {message} "
+    "FORCE INDEX (due) WHERE queue_id = %s AND visible_at <= {now} AND visible_at >= %s ORDER BY visible_at, id "
+    "LIMIT %s) AS seen STRAIGHT_JOIN {message} AS message FORCE INDEX (PRIMARY) ON message.id = seen.id "
+    "WHERE message.queue_id = %s AND message.visible_at <= {now} LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 _LEASE = "UPDATE {message} SET visible_at = @easybus_now + %s, attempt = attempt + 1, owner = %s WHERE %s"
 _NEXT_DUE = (  # the queue's id as it is now, and the microseconds until its next row is due
@@ -84,11 +77,24 @@ _PURGEABLE = (  # what is not in flight, a part at a time, nothing newer than wh
 _PURGE = "DELETE FROM {message} WHERE id IN %s"
 
 _TRIES = 20
-_CROWDED = 1.0
-"""Seconds that others are expected at a queue where they held all that was due."""
+_FURTHER = 20
+"""Times what is asked for that is looked at, where less was found last: others may hold what comes first."""
 _IN_ORDER = operator.itemgetter(3, 0)
 _ROW_SIZE = 64
 """Bytes that a row takes besides its body."""
+
+
+class Lot(NamedTuple):
+    """Messages that a transaction has locked."""
+
+    deliveries: list[Delivery]
+    leases: list[Step]
+    """What takes them."""
+    due: tuple[float | None, int]
+    """See `next_due`; of no interest where there are deliveries."""
+    reached: int | None
+    """The last one's due time, if there are as many as were asked for; and where they were looked for from."""
+    since: int | None
 
 
 class MysqlDriver:
@@ -98,8 +104,8 @@ class MysqlDriver:
         self._clock = clock
         self._session = session
         self._fronts: Fronts[int] = Fronts()
-        self._crowded: dict[int, float] = {}
-        """The queues at which others are, by the loop's clock: until when."""
+        self._short: set[int] = set()
+        """The queues in which less was found last than was asked for."""
 
     @property
     def caps(self) -> Capabilities:
@@ -165,10 +171,11 @@ class MysqlDriver:
             number = await self.number(queue)
 
             async def work(link: Link) -> tuple[list[Delivery], float | None, int]:
-                found, leased, due = await self.lock(link, queue, number, limit, lease)
-                if found:
-                    await link.run(CLOCK, *leased, COMMIT)
-                return found, *due
+                lot = await self.lock(link, queue, number, limit, lease)
+                if lot.deliveries:
+                    await link.run(CLOCK, *lot.leases, COMMIT)
+                    self.leased(number, lot)
+                return lot.deliveries, *lot.due
 
             return await session.connections.run(work, undo=lambda result: self.give_back(queue, result[0]))
 
@@ -184,11 +191,8 @@ class MysqlDriver:
             raise no_queue(queue)
         return snapshot.queues[queue][0]
 
-    async def lock(
-        self, link: Link, queue: str, number: int, limit: int, lease: float
-    ) -> tuple[list[Delivery], list[Step], tuple[float | None, int]]:
-        """Begin a transaction, in which up to `limit` due messages are locked; the steps that take them. Where there
-        are none, it is ended, and `next_due` said."""
+    async def lock(self, link: Link, queue: str, number: int, limit: int, lease: float) -> Lot:
+        """Begin a transaction, in which up to `limit` due messages are locked. Where there are none, it is ended."""
         due, since = (None, number), self._fronts.since(number)
         rows = await self._pick(link, number, since or 0, limit)
         if since is not None and not rows:
@@ -196,29 +200,31 @@ class MysqlDriver:
             rows = await self._pick(link, number, 0, limit)
         if not rows:
             due = await self.next_due(link, queue)
-            if due[0] is None or due[0] > 0:
-                return [], [], due
-            rows = await self._pick(link, number, 0, limit)  # committed just now, if no other has it
-            if not rows:
-                self._crowded[number] = asyncio.get_running_loop().time() + _CROWDED
+            if due[0] is not None and due[0] <= 0:  # committed just now, or behind what others hold
                 rows = await self._pick(link, number, 0, limit)
+                if not rows:
+                    await link.run(COMMIT)
             if not rows:
-                await link.run(COMMIT)
-                return [], [], due
+                return Lot([], [], due, None, None)
         rows.sort(key=_IN_ORDER)
-        self._fronts.reached(number, rows[-1][3] if len(rows) == limit else None, since)
         owner = int.from_bytes(os.urandom(8), "big") >> 1 or 1
         found = [Delivery(queue, row[2], row[1], (row[0], owner)) for row in rows]
         leased = [(_LEASE, micros(lease), owner, part.where) for part in parts(sorted((row[0],) for row in rows))]
-        return found, leased, (None, number)
+        return Lot(found, leased, (None, number), rows[-1][3] if len(rows) == limit else None, since)
 
     async def _pick(self, link: Link, number: int, since: int, limit: int) -> list[Any]:
-        if self._crowded.get(number, 0.0) > asyncio.get_running_loop().time():
-            step: Step = (_FETCH_ANY, number, since, limit)
+        reach = limit * _FURTHER if number in self._short else limit
+        step = (_FETCH, number, since, reach, number, limit)
+        rows = (await link.run(*((step,) if link.in_transaction else (BEGIN, step))))[-1].rows
+        if len(rows) < limit:
+            self._short.add(number)
         else:
-            step = (_FETCH, number, since, limit, number)
-        steps = (step,) if link.in_transaction else (BEGIN, step)
-        return list((await link.run(*steps))[-1].rows)
+            self._short.discard(number)
+        return list(rows)
+
+    def leased(self, number: int, lot: Lot) -> None:
+        """Its transaction is committed: the next fetch may begin behind it."""
+        self._fronts.reached(number, lot.reached, lot.since)
 
     async def next_due(self, link: Link, queue: str) -> tuple[float | None, int]:
         """In how many seconds the queue's next message is due, and the queue's id; ends the transaction.

@@ -37,12 +37,14 @@ class MysqlFusedDriver(MysqlDriver):
             number = await self.number(queue)
 
             async def work(link: Link) -> tuple[list[Taken], float | None, int]:
-                deliveries, leased, due = await self.lock(link, queue, number, limit, lease)
+                lot = await self.lock(link, queue, number, limit, lease)
+                deliveries = lot.deliveries
                 if not deliveries:
-                    return [], *due
+                    return [], *lot.due
                 parsed = [parse(delivery) for delivery in deliveries]
                 wishes = Wishes([claim for claim, _ in parsed if claim is not None], session)
-                claimed = (await link.run(CLOCK, *leased, *wishes.steps, COMMIT))[1 + len(leased) : -1]
+                claimed = (await link.run(CLOCK, *lot.leases, *wishes.steps, COMMIT))[1 + len(lot.leases) : -1]
+                self.leased(number, lot)
                 try:
                     results = iter(await wishes.granted(link, claimed))
                 except BaseException:
@@ -52,7 +54,7 @@ class MysqlFusedDriver(MysqlDriver):
                     Taken(delivery, value, None if claim is None else next(results))
                     for delivery, (claim, value) in zip(deliveries, parsed, strict=True)
                 ]
-                return taken, *due
+                return taken, *lot.due
 
             def undo(result: tuple[list[Taken], float | None, int]) -> None:
                 tokens = [item.claim.token for item in result[0] if isinstance(item.claim, Claimed)]
