@@ -50,9 +50,9 @@ test: .venv/.test servers
 test-main: .venv/.test
 	$(PYTEST) $(MANY) -m "not kills and not outages and not alone and not long" $(ARGS)
 
-# Few at once: these start processes and kill them, and then mostly wait for what the dead had claimed.
+# These start processes and kill them, and then mostly wait for what the dead had claimed.
 test-kills: .venv/.test
-	$(PYTEST) -n 3 --dist worksteal -m "kills and not long" $(ARGS)
+	$(PYTEST) -n 4 --dist worksteal -m "kills and not long" $(ARGS)
 
 # Two at once: these stop, kill and freeze servers, and wait until all goes on. The tests of a file share its servers.
 test-outages: .venv/.test
@@ -130,8 +130,11 @@ clean:
 
 .PRECIOUS: .venv-%/.test
 
+# Thousands of runs of the same few lines; and hundreds of processes, of which the rest of the tests start some.
+NOT_AGAIN := tests/unit/sending/test_faults.py tests/unit/cli/test_run.py tests/unit/engines/sqlite/test_processes.py
+
 .other-%: .venv-%/.test
 	@echo "--- Python $*"
 	.venv-$*/bin/python -m pytest -n 2 --dist worksteal \
 	  -m "not kills and not outages and not alone and not long and not server" \
-	  tests/unit tests/contracts --ignore tests/unit/sending/test_faults.py  # thousands of runs of the same few lines
+	  tests/unit tests/contracts $(NOT_AGAIN:%=--ignore %)
