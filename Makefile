@@ -52,7 +52,7 @@ test-main: .venv/.test
 
 # These start processes and kill them, and then mostly wait for what the dead had claimed.
 test-kills: .venv/.test
-	$(PYTEST) -n 4 --dist worksteal -m "kills and not long" $(ARGS)
+	$(PYTEST) $(MANY) -m "kills and not long" $(ARGS)
 
 # Two at once: these stop, kill and freeze servers, and wait until all goes on. The tests of a file share its servers.
 test-outages: .venv/.test

@@ -245,3 +245,39 @@ async def test_a_stop_while_suspects_go_back_leaves_none_to_its_lease(room: Room
     assert in_flight == 0
     keys = room.engine.idempotency._keys._queues["jobs"]
     assert [keys[name].starts for name in ("a", "b")] == [1, 1]
+
+
+async def test_a_suspect_begins_only_when_all_that_did_not_begin_has_gone_back(room: Room) -> None:
+    receiver = room.process(lambda message: None)
+    await receiver.stop(0.0)
+    await room.begun("suspect", 1)
+    for name in ("plain", "suspect"):
+        await room.send(name)
+    [plain], [suspect] = [await receiver._intake.take(1, 0.0) for _ in range(2)]
+    arrived = room.keys.held["release"] = asyncio.Event()
+    receiver._settler.not_begun([plain])
+    looked = asyncio.ensure_future(receiver._pipeline.one_suspect([suspect], []))
+    await room.advance(0.0)
+    assert not looked.done()
+    arrived.set()
+    assert await looked == [suspect]
+    assert room.engine.idempotency._keys._queues["jobs"]["plain"].starts == 0
+
+
+async def test_a_fault_of_ours_while_messages_go_back_is_said(
+    room: Room, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = room.process(lambda message: None)
+    await receiver.stop(0.0)
+    await room.send("a")
+
+    async def broken(_: object) -> list[bool]:
+        raise ValueError("a fault")
+
+    taken = await receiver._intake.take(1, 0.0)
+    monkeypatch.setattr(room.engine.idempotency, "release", broken)
+    receiver._settler.not_begun(taken)
+    await receiver._settler.drained()
+    await room.advance(0.0)
+    assert "queue 'jobs': messages are left to their leases" in caplog.text
+    assert "a fault" in caplog.text

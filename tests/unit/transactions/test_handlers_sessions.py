@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from tests.servers.postgresql import PostgresqlServer
 from tests.unit.transactions.shop import Shop
 
-from easybus import Bus, ConfigurationError, NotSupported, fixed, never, points
+from easybus import Bus, ConfigurationError, NotSupported, fixed, never, points, transactions
 
 ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "sqlite+aiosqlite"]
 PLAIN = ["postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite"]
@@ -272,6 +273,25 @@ async def test_the_server_ends_an_idle_handlers_transaction_within_the_lease(
         assert said == ["7s"]
         async with AsyncSession(engine) as session:
             assert await session.scalar(text("SHOW idle_in_transaction_session_timeout")) == "0"
+
+
+async def test_the_last_statement_is_prepared_under_the_names_that_the_user_gives(
+    postgresql_server: PostgresqlServer,
+) -> None:
+    numbers = itertools.count(1)
+    named = create_async_engine(
+        f"postgresql+asyncpg://{postgresql_server.database().partition('://')[2]}",
+        connect_args={"prepared_statement_name_func": lambda: f"own_{next(numbers)}"},
+    )
+    try:
+        async with AsyncSession(named) as session:
+            transaction = transactions.find(session)
+            await transaction.start(5.0)
+            assert await transaction.complete("SELECT 40 + $1::int", (2,)) == 1
+            look = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'SELECT 40 +%'"
+            assert [name.startswith("own_") for name in (await session.scalars(text(look))).all()] == [True]
+    finally:
+        await named.dispose()
 
 
 # ------------------------------------------------------------------------------------------------------- plain sessions

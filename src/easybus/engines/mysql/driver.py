@@ -93,8 +93,9 @@ class Lot(NamedTuple):
     due: tuple[float | None, int]
     """See `next_due`; of no interest where there are deliveries."""
     reached: int | None
-    """The last one's due time, if there are as many as were asked for; and where they were looked for from."""
+    """The last one's due time, if there are as many as were asked for."""
     since: int | None
+    """The due time from which on they were looked for; None: all."""
 
 
 class MysqlDriver:

@@ -113,7 +113,7 @@ async def test_a_delayed_message_is_never_early_and_wakes_a_waiting_fetch(engine
         assert delivery.body == expected
         waits.append(time.time() - before)
     assert waits[0] >= 0.05
-    assert waits[1] >= 1.5
+    assert 1.5 <= waits[1] < 8, "it was woken, and did not wait to its end"
     assert await engine.driver.stats("q") == QueueStats(0, 2, 1)
 
 
