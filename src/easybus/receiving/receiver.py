@@ -34,8 +34,8 @@ __all__ = ["Receiver"]
 
 _WAIT = 5.0
 """Seconds of one fetch that finds nothing."""
-_INTERRUPT = 0.1
-"""Seconds that a fetch may go on after a stop; past it it only waits, and is cancelled."""
+_INTERRUPT = 0.02
+"""Seconds within which a fetch finds what there is; past them it only waits, and a stop cancels it."""
 _CLEAN_UP = 5.0
 """Seconds that a cancelled handler may take to put away what it holds, before it is cancelled once more."""
 
@@ -77,6 +77,8 @@ class Receiver:
         self._stopping = False
         self._loops: list[asyncio.Task[None]] = []
         self._fetching: asyncio.Task[None] | None = None
+        self._asked = 0.0
+        """When the fetch under way was begun, by the loop's clock."""
         self._hurried = False
 
     # ------------------------------------------------------------------------------------------- start and stop
@@ -122,9 +124,9 @@ class Receiver:
         self._wake_fetch()
 
     async def _end(self, fetching: asyncio.Task[None]) -> None:
-        done, _ = await asyncio.wait([fetching], timeout=_INTERRUPT)
-        if not done:
-            await ended(fetching)
+        left = self._asked + _INTERRUPT - asyncio.get_running_loop().time()
+        await asyncio.wait([fetching], timeout=max(0.0, left))
+        await ended(fetching)
 
     def _give_back(self) -> None:
         """What is ready and not begun goes back."""
@@ -160,11 +162,13 @@ class Receiver:
     # -------------------------------------------------------------------------------------------------- fetching
 
     async def _fetch(self) -> None:
+        loop = asyncio.get_running_loop()
         while not self._stopping:
             limit, ahead = self._room()
             if not limit:
                 await self._until_room()
                 continue
+            self._asked = loop.time()
             try:
                 taken = await self._intake.take(limit, _WAIT)
                 taken = await self._pipeline.one_suspect(taken, (one for one, _ in self._ready))
@@ -183,7 +187,7 @@ class Receiver:
             self._ready.extend((one, until) for one in taken)
             self._ahead.took(taken)
             if ahead:  # the next lot is asked for first, and then these are handled while it comes
-                asyncio.get_running_loop().call_soon(self._wake_worker)
+                loop.call_soon(self._wake_worker)
             else:
                 self._wake_worker()
 

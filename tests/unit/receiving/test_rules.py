@@ -401,6 +401,31 @@ async def test_a_stop_releases_and_then_nacks_what_it_cancels_and_counts_no_atte
     assert [message.retried for message in seen] == [0], "at once, and not as a retry"
 
 
+async def test_a_stop_waits_for_a_fetch_that_has_just_begun_and_for_none_that_only_waits(
+    room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easybus.receiving.receiver._INTERRUPT", 60.0)
+    fetching = room.driver.held["fetch"] = asyncio.Event()
+    seen: list[Message] = []
+    receiver = room.process(noting(seen))
+    await room.send("m")
+    await until(lambda: "fetch" in room.calls)
+    stopping = asyncio.ensure_future(receiver.stop())
+    for _ in range(100):
+        await room.advance(0)
+    assert not stopping.done()
+    fetching.set()
+    await asyncio.wait_for(stopping, 5)
+    assert ([message.id for message in seen], await room.stats()) == (["m"], (0, 0, 0)), "what it brought was begun"
+
+    fetching.clear()
+    room.calls.clear()
+    receiver.start()
+    await until(lambda: "fetch" in room.calls)
+    receiver._asked -= 61.0
+    await asyncio.wait_for(receiver.stop(), 5)
+
+
 @pytest.mark.parametrize("before", ["nothing", "its timeout"])
 async def test_a_handler_that_swallows_a_cancellation_is_cancelled_again_by_a_stop(
     room: Any, before: str, monkeypatch: pytest.MonkeyPatch
