@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "easybus"
 FILES = sorted(SOURCE.rglob("*.py"))
 MAX_LINES = 420
 MAX_LINES_OF = {
-    "engines/contract.py": 630,  # promises without logic, and what an author of an engine reads in one piece
+    "engines/contract.py": 635,  # promises without logic, and what an author of an engine reads in one piece
 }
 
 # Lower floors first. A module may import its own floor and those below; `FLOORS_OF` says who lives where, by room.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cancelling import ended
 from .clock import sleep
-from .engines.contract import FinishingDriver, IdempotencyStorage
+from .engines.contract import CommittingEngine, FinishingDriver, IdempotencyStorage
 from .errors import ConfigurationError, EngineError, NotSupported
 from .opened import Opened
 from .receiving.claim import Intake
@@ -152,6 +152,7 @@ class Running:
             within,
             self._providers,
             opened.storage.outbox,
+            failing=opened.storage.failing if isinstance(opened.storage, CommittingEngine) else None,
             lease=options.lease,
             writer=self._writer,
             threads=opened.threads,

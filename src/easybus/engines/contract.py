@@ -589,6 +589,15 @@ class ExclusiveEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class CommittingEngine(Protocol):
+    """An engine whose last statements of handlers' transactions can be run together with their COMMIT, unseen."""
+
+    def failing(self, statement: str) -> str:
+        """For a statement of `completion` or `finishing`: the same, but where that would change no row it fails."""
+        ...
+
+
 class Known(str):
     """A sentence of `AuditedEngine.durability` that the URL accepts, or no client can read: no contradiction."""
 

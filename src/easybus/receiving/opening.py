@@ -44,12 +44,13 @@ class Opening:
         providers: Providers,
         outbox: Target | None,
         *,
+        failing: Callable[[str], str] | None = None,
         lease: float,
         writer: asyncio.Lock,
         threads: Threads,
     ) -> None:
-        """`lease`: seconds after which a transaction that does nothing is ended by a server that can. `writer`: held
-        meanwhile, where a database has one writer at a time.
+        """`failing`: see `CommittingEngine`. `lease`: seconds after which a transaction that does nothing is ended by a
+        server that can. `writer`: held meanwhile, where a database has one writer at a time.
 
         Raises `ConfigurationError`: `within` is nothing that could be opened, or is not fresh for each message.
         """
@@ -61,6 +62,7 @@ class Opening:
             self.kind, self._make = self._of_sessions(within, providers)
             self.name = self.kind.__name__
         self._outbox = outbox
+        self._failing = failing
         self._lease = lease
         self._writer = writer
         self._open: dict[int, HandlerTransaction] = {}
@@ -136,12 +138,9 @@ class Opening:
             if caller.library in _ONE_WRITER:
                 await stack.enter_async_context(self._writer)
             try:
-                begun = not caller.in_transaction  # else it begins by itself, and may be asked first
-                if begun:
-                    await self._step(caller, caller.start, self._lease)
-                await self._check_database(caller)
-                if not begun:
-                    await self._step(caller, caller.start, self._lease)
+                outbox = self._check_library(caller)
+                await self._step(caller, caller.start, self._lease)
+                await self._check_database(caller, outbox)
                 self._open[id(made)] = caller
                 yield made
                 await self._step(caller, caller.commit)
@@ -156,17 +155,31 @@ class Opening:
     async def complete(self, made: Any, statement: str, parameters: Sequence[Any]) -> int:
         """Run the last statement of this transaction; returns how many rows it changed."""
         caller = self._open[id(made)]
-        changed: int = await self._step(caller, caller.complete, statement, parameters)
+        changed: int
+        with_commit = getattr(caller, "complete_with_commit", None)  # of a `CompletingWithCommit`
+        if self._failing is not None and with_commit is not None:
+            changed = await self._step(caller, with_commit, statement, parameters, self._failing(statement))
+        else:
+            changed = await self._step(caller, caller.complete, statement, parameters)
         return changed
 
-    async def _check_database(self, caller: HandlerTransaction) -> None:
-        if self._outbox is not None:
-            transactions.check_library(caller, self._outbox)
+    def _check_library(self, caller: HandlerTransaction) -> Target:
+        """What may not even be begun: a file that another library has open."""
+        if self._outbox is None:
+            raise self._elsewhere()
+        transactions.check_library(caller, self._outbox)
+        if caller.closed:
             transactions.check_open(caller)
-            statement, value = self._outbox.identity()
-            if await self._step(caller, caller.identity, statement) == value:
-                return
-        raise ConfigurationError(
+        return self._outbox
+
+    async def _check_database(self, caller: HandlerTransaction, outbox: Target) -> None:
+        transactions.check_open(caller)
+        statement, value = outbox.identity()
+        if await self._step(caller, caller.identity, statement) != value:
+            raise self._elsewhere()
+
+    def _elsewhere(self) -> ConfigurationError:
+        return ConfigurationError(
             f"within={self.name}: its database is not the bus's storage, so DONE could not be written in the "
             "same transaction; write Bus(url, storage='URL of that database'), in a test bus.testing(storage=...)"
         )

@@ -18,6 +18,7 @@ __all__ = [
     "OPENERS",
     "SQLITE",
     "CallerTransaction",
+    "CompletingWithCommit",
     "HandlerTransaction",
     "Opener",
     "Target",
@@ -113,6 +114,15 @@ class HandlerTransaction(CallerTransaction, Protocol):
 
     def rollback(self) -> Any:
         """Undo all of it."""
+        ...
+
+
+class CompletingWithCommit(HandlerTransaction, Protocol):
+    """One that can run its last statement in the round trip of its COMMIT."""
+
+    def complete_with_commit(self, statement: str, params: Sequence[Any], failing: str) -> Any:
+        """As `complete`, but 1 may be returned before it was run. Then it is `failing` that is run, which fails where
+        the other would change no row: `commit` raises an `EngineError`."""
         ...
 
 

@@ -16,7 +16,7 @@ from django.db.transaction import Atomic, atomic
 from ..errors import ConfigurationError, Unavailable
 from . import ended
 from .django_connection import DjangoTransaction, cause, code
-from .sqlite_lock import WRITE_LOCK
+from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
 from .sqlstates import refuses_commit, taken_over
 
 _log = logging.getLogger("easybus")
@@ -59,9 +59,17 @@ class DjangoHandlerTransaction(DjangoTransaction):
         self._block.__enter__()
         self._begun = True
         if self._vendor == "sqlite":
-            self.execute(WRITE_LOCK)  # a transaction that read first could not write after others' commits
+            self._lock()
         elif self._vendor == "postgresql":
             self.execute(_IDLE_POSTGRESQL, (str(int(idle * 1000)),))
+
+    def _lock(self) -> None:
+        """Be the file's writer: a transaction that read first could not write after others' commits."""
+        try:
+            self.execute(WRITE_LOCK)
+        except DatabaseError as error:
+            if getattr(cause(error), "sqlite_errorcode", None) != NO_SUCH_TABLE:  # else it is another file
+                raise
 
     def complete(self, statement: str, params: Sequence[Any]) -> int:
         self._check_whole()

@@ -7,8 +7,9 @@ plain kinds; the async kinds run the same on their own connection (`run_sync`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, event
@@ -23,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError, Unavailable
-from . import ended, mysql_errors, sqlstates
+from . import ended, mysql_errors, sqlalchemy_asyncpg, sqlstates
 from .psycopg_placeholders import pyformat
 from .sqlite_lock import NO_SUCH_TABLE, WRITE_LOCK
 
@@ -62,6 +63,10 @@ class SqlalchemyTransaction:
         self._asyncpg = dialect.driver == "asyncpg"
         self.library = "sqlite3" if self._sqlite else "sqlalchemy"
         self._begun: Any = None
+        self._known: dict[str, Any] = {}
+        self._ours: sqlalchemy_asyncpg.Ours | None = None
+        """Where the last statement can go with the COMMIT."""
+        self._last: _Last | None = None
 
     @property
     def closed(self) -> bool:
@@ -82,6 +87,10 @@ class SqlalchemyTransaction:
     def fetch_one(self, statement: str, params: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         row = self._run(statement, params).fetchone()
         return None if row is None else tuple(row)
+
+    def known(self, statement: str) -> str | None:
+        """What `identity` returns, if the transaction was started on a connection that was asked before."""
+        return self._known.get(statement)
 
     def identity(self, statement: str) -> str | None:
         connection = self._connection()
@@ -110,33 +119,71 @@ class SqlalchemyTransaction:
     # --------------------------------------------------------------------------- as a handler's transaction
 
     def start(self, idle: float) -> None:
+        connection = self._connection()
         if self._sqlite:
-            self._direct(WRITE_LOCK)  # a transaction that read first could not write after others' commits
-        elif self._mysql:
-            self._connection()
-        else:
-            self._direct(_IDLE.format(int(idle * 1000)))
+            self._lock()
+        elif not self._mysql:
+            limit = _IDLE.format(int(idle * 1000))
+            if self._asyncpg:
+                raw = connection.connection.dbapi_connection
+                with _whole(connection):
+                    self._ours = sqlalchemy_asyncpg.begin(raw, connection.info, limit)
+            else:
+                self._direct(limit)
+        if not self._begins_nothing(connection):
+            self._known = connection.info.get(_KNOWN, {})
         self._begun = self._given.get_transaction()
 
     def complete(self, statement: str, params: Sequence[Any]) -> int:
-        if self._begun is None or self._given.get_transaction() is not self._begun:
-            raise ended("session.commit(), rollback(), close()")
+        self._check_whole()
         if isinstance(self._given, Session):
             self._given.flush()
         try:
-            return self._on_asyncpg(statement, params) if self._asyncpg else self._direct(statement, params)
+            return self._direct(statement, params)
         except Exception as error:
             if self._codes.taken_over(error):
                 return 0
             raise
 
+    def complete_with_commit(self, statement: str, params: Sequence[Any], failing: str) -> int:
+        raw: Any = None if self._ours is None else self._connection().connection.dbapi_connection
+        if self._ours is None or not self._ours.prepare(raw, failing):
+            return self.complete(statement, params)
+        return self.complete_prepared(statement, params, failing)
+
+    def complete_prepared(self, statement: str, params: Sequence[Any], failing: str) -> int:
+        """`complete_with_commit` where nothing is to be asked of the server; 0: it is."""
+        self._check_whole()
+        if self._ours is None or not self._ours.complete(failing, params):
+            return 0
+        self._last = _Last(self._ours, statement, params)
+        return 1
+
+    def _check_whole(self) -> None:
+        """Raises `ConfigurationError`: the handler has ended the transaction itself."""
+        if self._begun is None or self._given.get_transaction() is not self._begun:
+            raise ended("session.commit(), rollback(), close()")
+
     def commit(self) -> None:
+        last, self._last = self._last, None
         try:
             self._given.commit()
         except DBAPIError as error:
-            if isinstance(error, IntegrityError) or (error.orig is not None and self._codes.refuses_commit(error.orig)):
+            if last is not None:
+                last.ours.prepared.clear()
+            if isinstance(error, IntegrityError) or (error.orig is not None and self._refuses_commit(error.orig, last)):
                 raise
             raise Unavailable(f"the commit was not confirmed: {error}") from error
+        if last is not None and last.owed:  # the COMMIT went without it
+            last.ours.last = ""
+            self._direct(last.statement, last.params)
+            self._given.commit()
+
+    def _refuses_commit(self, error: BaseException, last: _Last | None) -> bool:
+        """Whether nothing was committed, surely."""
+        if last is not None and (last.owed or sqlalchemy_asyncpg.before_commit(sqlstates.sqlstate(error))):
+            return True  # what the session still held back was refused, or the last statement
+        return self._codes.refuses_commit(error)
 
     def rollback(self) -> None:
         self._given.rollback()
@@ -162,27 +209,15 @@ class SqlalchemyTransaction:
         """A statement of the bus's own, on a cursor of the database library: what SQLAlchemy does around one costs as
         much as the statement. Returns how many rows it changed."""
         given: tuple[Any, ...] = (statement, tuple(params)) if params else (statement,)
-        cursor = self._connection().connection.cursor()
+        connection = self._connection()
+        cursor = connection.connection.cursor()
         try:
-            cursor.execute(*(pyformat(statement, params) if self._named else given))
+            with _whole(connection):
+                cursor.execute(*(pyformat(statement, params) if self._named else given))
             changed: int = cursor.rowcount
             return changed
         finally:
             cursor.close()
-
-    def _on_asyncpg(self, statement: str, params: Sequence[Any]) -> int:
-        """The same without SQLAlchemy's cursor, which costs twice as much; but only a cursor begins a transaction, and
-        only a cursor names prepared statements as the user may have said, for a pooler."""
-        connection: Any = self._connection().connection.dbapi_connection
-        name: Callable[[], str | None] | None = getattr(connection, "_prepared_statement_name_func", None)
-        if name is None or name() is not None:
-            return self._direct(statement, params)
-
-        async def run(asyncpg: Any) -> str:
-            return await asyncpg.execute(statement, *params)
-
-        done: str = connection.run_async(run)
-        return int(done.rpartition(" ")[2])
 
     def _ask(self, statement: str) -> tuple[Any, ...] | None:
         if self._mysql:
@@ -204,6 +239,14 @@ class SqlalchemyTransaction:
         self._run(_RELEASE).close()
         return row
 
+    def _lock(self) -> None:
+        """Be the file's writer: a transaction that read first could not write after others' commits."""
+        try:
+            self._direct(WRITE_LOCK)
+        except Exception as error:
+            if getattr(error, "sqlite_errorcode", None) != NO_SUCH_TABLE:  # else it is another file: see `identity`
+                raise
+
     def _ask_sqlite(self, connection: Connection, statement: str) -> tuple[Any, ...] | None:
         try:
             if _raw(connection).in_transaction:
@@ -222,6 +265,33 @@ class SqlalchemyTransaction:
         raw = _raw(connection)
         legacy = getattr(raw, "autocommit", -1) == -1  # from Python 3.12 on it may be True or False
         return not raw.in_transaction and not (legacy and raw.isolation_level is not None)
+
+
+@contextlib.contextmanager
+def _whole(connection: Connection) -> Generator[None]:
+    """A call that does not go through SQLAlchemy. Cancelled in the middle it leaves nobody knows what: as SQLAlchemy
+    does then, the connection is given up."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        connection.invalidate(error)
+        raise
+
+
+class _Last(NamedTuple):
+    """A last statement that goes with the COMMIT."""
+
+    ours: sqlalchemy_asyncpg.Ours
+    statement: str
+    params: Sequence[Any]
+    """To be run by itself, should the COMMIT go without it."""
+
+    @property
+    def owed(self) -> bool:
+        """Whether no COMMIT has gone with it."""
+        return bool(self.ours.last)
 
 
 class SqlalchemyAsyncTransaction:
@@ -251,7 +321,7 @@ class SqlalchemyAsyncTransaction:
         return await self._run(self._open.fetch_one, statement, params)
 
     async def identity(self, statement: str) -> str | None:
-        return await self._run(self._open.identity, statement)
+        return self._open.known(statement) or await self._run(self._open.identity, statement)
 
     def on_commit(self, wake: Callable[[], Any]) -> bool:
         return self._open.on_commit(wake)
@@ -261,6 +331,10 @@ class SqlalchemyAsyncTransaction:
 
     async def complete(self, statement: str, params: Sequence[Any]) -> int:
         return await self._run(self._open.complete, statement, params)
+
+    async def complete_with_commit(self, statement: str, params: Sequence[Any], failing: str) -> int:
+        given = (statement, params, failing)
+        return self._open.complete_prepared(*given) or await self._run(self._open.complete_with_commit, *given)
 
     async def commit(self) -> None:
         await self._run(self._open.commit)

@@ -8,16 +8,18 @@ import itertools
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from tests.servers.postgresql import PostgresqlServer
+from tests.servers.proxy import Proxy
 from tests.unit.transactions.shop import Shop
 
-from easybus import Bus, ConfigurationError, NotSupported, fixed, never, points, transactions
+from easybus import Bus, ConfigurationError, NotSupported, Outgoing, fixed, never, points, transactions
+from easybus.transactions import sqlalchemy_asyncpg
 
 ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "sqlite+aiosqlite"]
 PLAIN = ["postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite"]
@@ -292,6 +294,130 @@ async def test_the_last_statement_is_prepared_under_the_names_that_the_user_give
             assert [name.startswith("own_") for name in (await session.scalars(text(look))).all()] == [True]
     finally:
         await named.dispose()
+
+
+# ------------------------------------------------------------------------------ the bus's statements with BEGIN, COMMIT
+
+
+Shared: TypeAlias = tuple[Ledger, AsyncEngine, AsyncEngine, Proxy]
+
+
+@pytest.fixture
+async def shared(postgresql_server: PostgresqlServer) -> AsyncIterator[Shared]:
+    """A ledger on asyncpg, who looks at it, and the handlers' only connection, through a proxy."""
+    ledger = Ledger(postgresql_server.schema(), retry=fixed(0.01, attempts=5))
+    async for looking in made(f"postgresql+asyncpg://{ledger.shop.database}"):
+        async with Proxy(postgresql_server.port) as proxy:
+            through = ledger.shop.database.replace(f":{postgresql_server.port}", f":{proxy.port}")
+            own = create_async_engine(f"postgresql+asyncpg://{through}", pool_size=1, max_overflow=0)
+            yield ledger, looking, own, proxy
+            await own.dispose()
+
+
+def writing(ledger: Ledger, own: AsyncEngine, **options: Any) -> None:
+    @ledger.payments.handler(within=async_sessionmaker(own), concurrency=1, **options)
+    async def write(amount: int, session: AsyncSession) -> None:
+        session.add(Payment(amount=amount))
+
+
+async def test_on_asyncpg_the_bus_adds_no_round_trip_to_a_handlers_transaction(shared: Shared) -> None:
+    ledger, looking, own, proxy = shared
+    writing(ledger, own)
+    async with ledger.bus.handling():
+        await ledger.payments.send_many(list(range(10)))
+        await ledger.until(looking, list(range(10)))
+        before = proxy.round_trips
+        await ledger.payments.send_many(list(range(10, 30)))
+        await ledger.until(looking, list(range(30)))
+        assert proxy.round_trips - before == 20 * 3  # BEGIN, INSERT, COMMIT
+
+
+async def test_a_connection_whose_commit_was_refused_goes_on(shared: Shared) -> None:
+    ledger, looking, own, _ = shared
+    writing(ledger, own)
+    refused: list[int] = []
+
+    async def take_over(name: str) -> None:
+        if name == "within.done" and not refused:
+            assert ledger.bus.running is not None
+            assert ledger.bus.idempotency is not None
+            (hand,) = ledger.bus.running.receivers["payments"].at_work
+            assert await ledger.bus.idempotency.complete([(hand.token, 60.0)]) == [True]
+            refused.append(1)
+
+    points.hook = take_over
+    try:
+        async with ledger.bus.handling():
+            await ledger.payments.send_many([1, 2, 3])
+            await ledger.until(looking, [2, 3])
+    finally:
+        points.hook = None
+    assert refused
+
+
+@pytest.mark.parametrize("otherwise", ["begins", "commits"])
+async def test_libraries_that_begin_or_commit_in_other_words_leave_no_message_unmarked(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch, otherwise: str
+) -> None:
+    ledger, looking, own, _ = shared
+    along: Any = sqlalchemy_asyncpg._Along
+    execute = along.execute
+
+    async def in_other_words(self: Any, query: str, *args: Any, **options: Any) -> Any:
+        word = "BEGIN" if otherwise == "begins" else "COMMIT"
+        return await execute(self, query.replace(word, f"/* */ {word}"), *args, **options)
+
+    monkeypatch.setattr(along, "execute", in_other_words)
+    writing(ledger, own)
+    async with ledger.bus.handling():
+        await ledger.payments.send_many([Outgoing(1, id="1"), Outgoing(2, id="2")])
+        await ledger.until(looking, [1, 2])
+        await ledger.payments.send_many([Outgoing(1, id="1"), Outgoing(2, id="2"), Outgoing(3, id="3")])
+        await ledger.until(looking, [1, 2, 3])
+
+
+async def test_what_was_prepared_for_the_commit_and_is_there_no_more_is_prepared_again(shared: Shared) -> None:
+    ledger, looking, own, _ = shared
+    deallocated: list[str] = []
+
+    @ledger.payments.handler(within=async_sessionmaker(own), concurrency=1)
+    async def write(amount: int, session: AsyncSession) -> None:
+        session.add(Payment(amount=amount))
+        if amount == 2 and not deallocated:
+            ours = "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'WITH gone AS%'"
+            deallocated.append((await session.scalars(text(ours))).one())
+            await session.execute(text(f'DEALLOCATE "{deallocated[0]}"'))
+
+    async with ledger.bus.handling():
+        await ledger.payments.send_many([1, 2, 3])
+        await ledger.until(looking, [1, 2, 3])
+    assert deallocated
+
+
+async def test_what_the_session_holds_back_and_the_database_refuses_is_the_handlers_failure(shared: Shared) -> None:
+    ledger, looking, own, _ = shared
+    writing(ledger, own, retry=never())
+    async with ledger.bus.handling():
+        await ledger.payments.send_many([1, 1 << 40, 3])  # one is over the column's range
+        (reason,) = await ledger.dead()
+        assert "value out of int32 range" in reason
+        await ledger.until(looking, [1, 3])
+
+
+async def test_a_handler_that_is_cancelled_while_its_transaction_begins_spoils_no_connection(shared: Shared) -> None:
+    ledger, looking, own, proxy = shared
+    writing(ledger, own, timeout=0.3)
+    async with ledger.bus.handling():
+        await ledger.payments.send(1)
+        await ledger.until(looking, [1])
+        proxy.speaks.clear()
+        before = proxy.round_trips
+        await ledger.payments.send(2)
+        await asyncio.sleep(0.4)  # its time-out
+        assert proxy.round_trips == before
+        proxy.speaks.set()
+        await ledger.payments.send(3)
+        await ledger.until(looking, [1, 2, 3])
 
 
 # ------------------------------------------------------------------------------------------------------- plain sessions

@@ -54,5 +54,9 @@ class PostgresqlEngine:
         names = self._session.names
         return await self._session.connections.run(lambda connection: weaknesses(connection, names))
 
+    def failing(self, statement: str) -> str:
+        """See `CommittingEngine`."""
+        return self._session.or_fail[statement]
+
     def transaction(self, kind: type[Any], lease: float = math.inf) -> AbstractAsyncContextManager[Any] | None:
         return transaction(self._session, lease) if kind is _KIND else None
