@@ -23,7 +23,7 @@ def main() -> None:
     choices = [*report.ORDER, "engines", "clients", "figures", []]
     parser.add_argument("names", nargs="*", choices=choices, help="default: all")
     parser.add_argument("--engine", action="append", choices=[*engines.PLANS], help="of these two; default all")
-    parser.add_argument("--rounds", type=int, help="of each; default 5, of backlog 1")
+    parser.add_argument("--rounds", type=int, help="of each; default 5, of exactly_once 7, of backlog 1")
     parser.add_argument("--scale", type=float, default=1.0, help="times the usual numbers of messages")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where results go")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where databases are made: a real disk")
@@ -67,7 +67,7 @@ def _run(name: str, rounds: int | None, scale: float, directory: Path, results: 
         elif name == "backlog":
             measured = backlog.measure(place, rounds or 1, size(1_000_000), print)
         elif name == "exactly_once":
-            measured = exactly_once.measure(place, rounds or 5, size(5_000), print)
+            measured = exactly_once.measure(place, rounds or 7, size(15_000), print)
         elif name == "relay":
             measured = relay.measure(place, rounds or 5, size(200), size(2_000), print)
         elif name == "steps":
