@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from pathlib import Path
 
 FOLDER = Path(tempfile.mkdtemp(prefix="easybus-django-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 SECRET_KEY = "of tests"
 EASYBUS = "tests.unit.django.shop.bus:bus"
